@@ -8,17 +8,22 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from fedcore.audit_cli import audit
 from fedcore.bench.cli import app as bench
 from fedcore.client.cli import app as client
 from fedcore.demo import demo
 from fedcore.errors import FedcoreError
+from fedcore.privacy_cli import app as privacy
 from fedcore.run_cli import app as run
 from fedcore.server.authority_cli import app as authority
 from fedcore.server.cli import app as server
 from fedcore.simulations.cli import app as simulations
 from fedcore.strategies_cli import strategies
 
-ORDER = ("simulate", "new", "strategies", "client", "authority", "server", "run", "demo", "bench")
+ORDER = (
+    *("simulate", "new", "strategies", "privacy", "audit", "client"),
+    *("authority", "server", "run", "demo", "bench"),
+)
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -75,6 +80,8 @@ def fedcore(
 
 app.add_typer(simulations)
 app.command(rich_help_panel="Simulate on this machine")(strategies)
+app.add_typer(privacy, rich_help_panel="Simulate on this machine")
+app.command(rich_help_panel="Simulate on this machine")(audit)
 app.add_typer(client, rich_help_panel="Take part with a device")
 for operated in (authority, server, run):
     app.add_typer(operated, rich_help_panel="Operate a federation")

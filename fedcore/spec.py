@@ -5,7 +5,7 @@ has a default; an unknown key, a wrong type or a value out of range is a SpecErr
 """
 
 from collections.abc import Iterable, Mapping
-from math import ceil
+from math import ceil, cos, pi
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fedcore.errors import SpecError
+from fedcore.privacy.levels import OFF, Privacy
 from fedcore.tables import Table, assign, explain, literal, read_toml
 
 
@@ -33,7 +34,7 @@ class Run(Table):
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="up to 63 letters, digits, . _ -"
     )
     task: str = Field("", description='"module:object" of a fedcore.Task')
-    rounds: int = Field(10, ge=1, description="rounds of training")
+    rounds: int = Field(10, ge=1, le=10**6, description="rounds of training")
     seed: int = Field(0, ge=0, lt=2**63, description="of the model, the cohorts and the batches")
 
 
@@ -92,6 +93,39 @@ def _named(value: Any) -> Any:
 Optimizer = Annotated[SGD | Adam, Field(discriminator="name"), BeforeValidator(_named)]
 
 
+class Constant(Table):
+    """The optimiser's learning rate in every round."""
+
+    name: Literal["constant"] = "constant"
+    warmup: int = Field(0, ge=0, description="rounds before, in which the rate grows linearly")
+
+
+class Cosine(Table):
+    """Half a cosine, from the optimiser's rate to `floor` times it (Loshchilov and Hutter 2017)."""
+
+    name: Literal["cosine"]
+    warmup: int = Field(0, ge=0, description="rounds before, in which the rate grows linearly")
+    floor: float = Field(0.0, ge=0, lt=1, description="of the rate, after the last round")
+
+
+class Decay(Table):
+    """The optimiser's rate, times `gamma` after every so many rounds."""
+
+    name: Literal["step"]
+    warmup: int = Field(0, ge=0, description="rounds before, in which the rate grows linearly")
+    every: int = Field(ge=1, description="rounds between two steps")
+    gamma: float = Field(0.1, gt=0, le=1)
+
+
+def _scheduled(value: Any) -> Any:
+    """Return a schedule's table with its name, which may stand alone and is constant by default."""
+    value = _part(value)
+    return {"name": "constant", **value} if isinstance(value, Mapping) else value
+
+
+Schedule = Annotated[Constant | Cosine | Decay, Field(discriminator="name"), BeforeValidator(_scheduled)]
+
+
 class Client(Table):
     """[client]: how a client trains."""
 
@@ -100,6 +134,7 @@ class Client(Table):
     batch_size: int = Field(32, ge=1)
     shuffle: bool = Field(True, description="a new order each epoch, from (seed, round, client)")
     optimizer: Optimizer = SGD()
+    schedule: Schedule = Constant()
     device: str = Field("cpu", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(1, ge=1, le=1024, description="torch threads; one gives the same bits everywhere")
 
@@ -136,20 +171,17 @@ class Encryption(Table):
     encoding: Literal["exact"] = Field("exact", description="64-bit fixed point")
 
 
-class Privacy(Table):
-    """[privacy]: empty for now."""
-
-
 class Simulation(Table):
     """[simulation]: read by simulations only."""
 
     clients: int = Field(100, ge=1, description="size of the population")
     partition: Part = Field({"name": "iid"}, description="how Task.dataset() is cut")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="of each client's examples, for its test split")
-    engine: Literal["auto", "sequential", "vectorized"] = Field(
-        "auto", description="auto: the faster one, measured on the task"
+    engine: Literal["auto", "sequential", "vectorized", "processes"] = Field(
+        "auto", description="auto: the fastest one, measured on the task"
     )
     chunk: int = Field(0, ge=0, le=10**5, description="clients trained at once; 0: measured")
+    workers: int = Field(0, ge=0, le=1024, description="processes, of the engine that has some; 0: measured")
     speed: Part = Field({"name": "constant"}, description="virtual seconds that clients take for an example")
 
 
@@ -163,7 +195,7 @@ class RunSpec(Table):
     limits: Limits = Limits()
     evaluation: Evaluation = Evaluation()
     encryption: Encryption = Encryption()
-    privacy: Privacy = Privacy()
+    privacy: Privacy = OFF
     simulation: Simulation = Simulation()
     attack: Attack = Field({}, description="simulated: what malicious clients do, as {name, fraction, first}")
 
@@ -198,9 +230,32 @@ class RunSpec(Table):
         """Return a copy with `key=value` overrides applied."""
         return RunSpec.parse(self.model_dump(), overrides)
 
+    def at(self, round: int) -> "RunSpec":
+        """Return the spec of a round, from 1: the learning rate of its clients is the schedule's."""
+        factor = _factor(self.client.schedule, round, self.run.rounds)
+        if factor == 1:
+            return self
+        optimizer = self.client.optimizer.model_copy(update={"lr": self.client.optimizer.lr * factor})
+        return self.model_copy(update={"client": self.client.model_copy(update={"optimizer": optimizer})})
+
     def to_toml(self) -> str:
         """Return the whole spec, defaults written out."""
         return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def _factor(schedule: Constant | Cosine | Decay, round: int, rounds: int) -> float:
+    """Return by what a schedule multiplies the learning rate in a round, from 1, of so many."""
+    past = round - 1 - schedule.warmup
+    if past < 0:
+        return round / (schedule.warmup + 1)
+    match schedule:
+        case Cosine(floor=floor):
+            share = min(1.0, past / max(1, rounds - schedule.warmup))
+            return floor + (1 - floor) * (1 + cos(pi * share)) / 2
+        case Decay(every=every, gamma=gamma):
+            return gamma ** (past // every)
+        case Constant():
+            return 1.0
 
 
 def _override(table: dict[str, Any], item: str) -> str:

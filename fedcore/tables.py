@@ -22,7 +22,6 @@ EXPECTED = {
     "int_type": "a whole number",
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
-    "missing": "a value",
     "model_attributes_type": "a table",
     "model_type": "a table",
     "string_pattern_mismatch": "{description}",
@@ -55,7 +54,7 @@ def explain(
     """
     keys, beside = _place(model, problem["loc"])
     if problem["type"] == "union_tag_invalid":
-        keys.append("name")
+        keys.append(problem["ctx"]["discriminator"].strip("'"))
     path, line = ".".join(keys), line_of(text, keys)
     by_hand = any(f"{path}.".startswith(f"{key}.") or key.startswith(f"{path}.") for key in overridden)
     where = f"--set {path}" if by_hand else f"{source}:{line}: {path}" if line else f"{source}: {path}"
@@ -70,6 +69,8 @@ def _complaint(problem: Any, key: str, beside: Mapping[str, FieldInfo]) -> str:
     if kind in ("literal_error", "union_tag_invalid"):
         given, valid = context.get("tag", value), context.get("expected_tags") or context["expected"]
         return f"{given!r} is not known{nearest(str(given), re.findall(QUOTED, valid))}"
+    if kind == "missing":
+        return f"missing; expected {beside[key].description}"
     if kind not in EXPECTED:
         given = (
             "" if isinstance(value, Mapping) else f"{value!r}: "
@@ -79,7 +80,7 @@ def _complaint(problem: Any, key: str, beside: Mapping[str, FieldInfo]) -> str:
         context["description"] = beside[key].description or f"a match of {context['pattern']}"
     expected = EXPECTED[kind].format(**context)
     if expected == "a table" and isinstance(value, str):
-        expected += f', such as {key} = {{name = "{value}"}}'
+        expected += f', such as {key} = {{{beside[key].discriminator or "name"} = "{value}"}}'
     return f"{value!r}: expected {expected}"
 
 
@@ -88,7 +89,19 @@ def _hint(model: type[BaseModel], keys: list[str], beside: Mapping[str, FieldInf
     homes = [path for path in _paths(model) if path.rpartition(".")[2] == keys[-1]]
     if homes and ".".join(keys) not in homes:
         return f"; did you mean {homes[0]!r}?"
-    return nearest(keys[-1], beside) if beside else f"; [{keys[0]}] has no keys in this version"
+    if others := _variants(model, keys):
+        return f"; it goes with {others}"
+    return nearest(keys[-1], beside)
+
+
+def _variants(model: type[BaseModel], keys: list[str]) -> str:
+    """Return how to choose a model that has a key, where a table may be one of several; "" if none has it."""
+    table = model.model_fields.get(keys[0])
+    if table is None or not (tag := str(table.discriminator or "")):
+        return ""
+    having = [m.model_fields[tag].annotation for m in _models(table) if keys[-1] in m.model_fields]
+    names = " or ".join(f'"{name}"' for names in having for name in get_args(names))
+    return f"{keys[0]}.{tag} = {names}" if names else ""
 
 
 def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -114,16 +127,16 @@ def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str
     keys: list[str] = []
     models: list[type[BaseModel]] = [model]
     beside: dict[str, FieldInfo] = {}
+    tag = ""
     for part in map(str, loc):
-        tagged = [
-            m for m in models if len(models) > 1 and part in get_args(m.model_fields["name"].annotation)
-        ]
+        tagged = [m for m in models if tag and part in get_args(m.model_fields[tag].annotation)]
         if tagged:
-            models = tagged
+            models, tag = tagged, ""
             continue
         keys.append(part)
         beside = {name: field for m in models for name, field in m.model_fields.items()}
         models = _models(beside[part]) if part in beside else []
+        tag = str(beside[part].discriminator or "") if part in beside else ""
     return keys, beside
 
 
