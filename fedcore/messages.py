@@ -15,7 +15,8 @@ from fedcore.encoding import shift_for
 from fedcore.layout import Layout, Vector
 from fedcore.spec import RunSpec
 
-Work = Literal["train", "evaluate", "root"]  # root: training on the data that the server trusts
+# root: training on the data that the server trusts. offer: none yet, but to reserve what a run may cost.
+Work = Literal["train", "evaluate", "root", "offer"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class Plan:
     metrics: the scalars that are sums over examples, `count` among them. rows: vectors that are kept client
     by client, for a rule that must see them; all others are summed. sees: whether the scalars of single
     clients are kept. population: how many clients the run has, present or not.
+
+    Private rounds: clip is the largest L2 norm of all vectors together, 0 where there is none. expected: by
+    what the sum is divided, whoever came; 0: by what came. timed: the round closes at its deadline, even
+    where nobody is waited for any more, since an earlier close would tell how many took part.
     """
 
     ref: Ref
@@ -87,6 +92,9 @@ class Plan:
     rows: frozenset[str] = frozenset()
     sees: bool = False
     population: int = 0
+    clip: float = 0.0
+    expected: float = 0.0
+    timed: bool = False
 
     @cached_property
     def terms(self) -> tuple[Term, ...]:
@@ -99,12 +107,16 @@ class Plan:
         return self.vectors[term.vector].length if term.vector else 1
 
     def shift(self, term: Term) -> int:
-        """Binary digits after the point of a term, from the bounds and the size of the cohort."""
+        """Binary digits after the point of a term, from the bounds and the size of the cohort.
+
+        A cohort that is secret counts as the population, so that the rounding does not tell its size.
+        """
         bound = self.vectors[term.vector].bound if term.vector else 1.0
         if term.factor:
             scalar = self.scalars[term.factor]
             bound *= max(abs(scalar.low), abs(scalar.high))
-        return shift_for(bound, max(1, len(self.cohort)))
+        most = self.population if self.timed else 1
+        return shift_for(bound, max(most, len(self.cohort)))
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,7 @@ class Assignment:
     """A piece of work for one agent; `spec` is the run's, `layout` a digest, `deadline` seconds from now.
 
     folded: the client's last training that went into the run's model, so that it knows what it has kept.
+    clip: the clip norm of a private round, 0 where there is none.
     """
 
     ref: Ref
@@ -162,6 +175,7 @@ class Assignment:
     cohort: int
     deadline: float
     folded: Ref | None = None
+    clip: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,6 +184,13 @@ class Decline:
 
     ref: Ref
     reason: str
+
+
+@dataclass(frozen=True)
+class Accept:
+    """An agent's word that its device takes part in a run, and has reserved what that may cost."""
+
+    ref: Ref
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ def save_state(path: Path, state: State, beside: Arrays | None = None) -> None:
     book = json.dumps({"round": state.round, "memory": state.memory}).encode()
     tensors[BOOK] = np.frombuffer(book, np.uint8)
     part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    part.touch(0o600)  # a key of noise may be among the vectors
     # safetensors writes an array's memory as it lies, so a column or a transpose has to be laid out first.
     save_file(
         {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in tensors.items()}, part

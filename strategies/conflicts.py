@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fedcore.errors import SpecError
+from fedcore.strategies import privacy
 from fedcore.strategies.modes import Asynchronous, Synchronous
 from fedcore.strategies.samplers import Poisson
 
@@ -32,6 +33,7 @@ def conflicts(strategy: "Strategy") -> Iterator[str]:
             f"{name_of(aggregator)} compares updates with one reference, but {name_of(algorithm)} also sends "
             f'{_listed(algorithm.receives)}, which has none; use another one, such as aggregator = "median"'
         )
+    yield from privacy.conflicts(strategy)
     if not isinstance(strategy.mode, Synchronous):
         yield from _with_late_updates(strategy)
 
@@ -74,6 +76,7 @@ def _with_late_updates(strategy: "Strategy") -> Iterator[str]:
 def check(strategy: "Strategy", spec: "RunSpec") -> None:
     """Raise SpecError, with a remedy, where a strategy cannot work under a spec."""
     strategy.algorithm.check(spec)
+    privacy.check(strategy, spec)
     for name in set(strategy.optimizer.scalars) - {"square"}:
         raise SpecError(
             f"{name_of(strategy.optimizer)} asks clients for `{name}`, and they know only `square`"

@@ -21,7 +21,7 @@ def remember(
     for client in plan.cohort:
         known = dict(after.get(client, {}))
         known["round"], known["rounds"] = float(plan.ref.round), known.get("rounds", 0.0) + 1.0
-        if (said := rows.reported.get(client)) is not None:
+        if said := rows.reported.get(client):  # nothing, where the run is private
             known["weight"] = said["weight"]
             known["loss"] = said["loss"] / said["count"] if said["count"] else 0.0
             known["seconds"] = seconds.get(client, 0.0)

@@ -22,8 +22,8 @@ class Reports(Protocol):
     """What an optimiser may know of the clients of a closed round."""
 
     @property
-    def clients(self) -> int:
-        """How many updates were folded."""
+    def clients(self) -> float:
+        """How many updates were folded; in a private sum, how many were expected."""
         ...
 
     def scalar(self, name: str) -> float:

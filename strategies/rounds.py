@@ -18,11 +18,21 @@ from fedcore.errors import UpdateRefused
 from fedcore.layout import Layout, Parameters, Vector
 from fedcore.messages import Plan, Ref, ScalarSpec, Update, VectorSpec, Verdict
 from fedcore.metrics import EXAMPLE_BOUND, means
-from fedcore.seeds import generator
+from fedcore.privacy.levels import OFF, ClientLevel, Privacy
+from fedcore.seeds import digest, generator
 from fedcore.spec import RunSpec
 from fedcore.strategies.aggregates import conclude
 from fedcore.strategies.algorithms import BUFFER_BOUND, Aggregate
 from fedcore.strategies.memory import remember
+from fedcore.strategies.privacy import (
+    clip_norm,
+    metric_means,
+    noised,
+    noised_sums,
+    private_evaluation,
+    private_training,
+    state_after,
+)
 from fedcore.strategies.samplers import Memory, Uniform
 from fedcore.strategies.strategy import Strategy
 from fedcore.strategies.terms import Accumulator, Rows, RowStore, Space, all_pass, check
@@ -64,20 +74,32 @@ def cohort(
     population: Sequence[str],
     size: int,
     memory: Memory,
+    entropy: int | None = None,
 ) -> tuple[str, ...]:
     """Draw the clients of a piece of work, from (seed, kind, round, attempt), population and memory alone.
 
-    Whatever the strategy's sampler prefers, an evaluation asks a uniform sample.
+    Whatever the strategy's sampler prefers, an evaluation asks a uniform sample, or at client level one of
+    the same law as training. entropy: in place of the seed; a deployment's private cohorts must be secret.
     """
-    rng = generator(spec.run.seed, "cohort", ref.kind, ref.round, ref.attempt)
-    sampler = strategy.sampler if ref.kind == "train" else Uniform()
+    rng = generator(spec.run.seed if entropy is None else entropy, "cohort", ref.kind, ref.round, ref.attempt)
+    fixed = ref.kind == "train" or isinstance(strategy.privacy, ClientLevel)
+    sampler = strategy.sampler if fixed else Uniform()
     return sampler.sample(population, size, rng, memory, round=ref.round)
 
 
 def train_plan(
-    strategy: Strategy, spec: RunSpec, layout: Layout, ref: Ref, clients: tuple[str, ...], population: int
+    strategy: Strategy,
+    spec: RunSpec,
+    layout: Layout,
+    ref: Ref,
+    clients: tuple[str, ...],
+    population: int,
+    clip: float = 0.0,
 ) -> Plan:
-    """Plan a training round: what the algorithm sends, and the buffers and the loss beside it."""
+    """Plan a training round: what the algorithm sends, and the buffers and the loss beside it.
+
+    clip: the round's clip norm where it is private, from `clip_norm`; 0: the spec's.
+    """
     algorithm, limits = strategy.algorithm, spec.limits
     metrics = _sums(("loss",), limits.weight * spec.client.epochs)
     vectors = algorithm.vectors(layout, spec)
@@ -88,7 +110,7 @@ def train_plan(
     goal = min(spec.cohort.size, len(clients))
     minimum = min(spec.cohort.fewest, goal)
     scalars = algorithm.scalars(spec) | squares | metrics
-    return Plan(
+    plan = Plan(
         ref,
         clients,
         goal,
@@ -101,12 +123,14 @@ def train_plan(
         strategy.sees,
         population,
     )
+    return private_training(strategy, spec, layout, plan, clip or clip_norm(strategy.privacy, {}))
 
 
 def evaluate_plan(spec: RunSpec, ref: Ref, clients: tuple[str, ...], metrics: Sequence[str]) -> Plan:
     """Plan an evaluation: sums of the loss and the metrics over test examples, and their count."""
     scalars = _sums(metrics, spec.limits.weight)
-    return Plan(ref, clients, len(clients), 1, spec.cohort.deadline, {}, scalars, tuple(scalars))
+    plan = Plan(ref, clients, len(clients), 1, spec.cohort.deadline, {}, scalars, tuple(scalars))
+    return private_evaluation(spec, plan)
 
 
 def _sums(metrics: Sequence[str], examples: float) -> dict[str, ScalarSpec]:
@@ -142,6 +166,8 @@ class Round:
     @property
     def done(self) -> bool:
         """Whether there is nothing to wait for: the goal is reached or everybody has been heard of."""
+        if self.plan.timed:
+            return False
         return not self.waiting or len(self.folded) >= self.plan.goal
 
     @property
@@ -225,11 +251,13 @@ def advance(
     state: State,
     seed: int,
     copy: Callable[[Parameters], Parameters] = copied,
+    entropy: int | None = None,
 ) -> State:
     """Return the state after a closed training round; the old one is left as it is.
 
     Block by block: x <- optimiser(x, direction), buffers <- sum w_i b_i / sum w_i. seed: the run's, for
-    rules that draw. `copy` says where the new parameters lie, in memory or on disk.
+    rules that draw. `copy` says where the new parameters lie, in memory or on disk. entropy: 256 bits for
+    the noise of a private round, new for every call and kept nowhere; None takes the seed, in simulations.
     """
     parameters, plan = copy(state.parameters), round.plan
     shared, buffers = parameters.shared, parameters.buffers
@@ -237,7 +265,10 @@ def advance(
     previous = vectors.get("aggregator.previous")
     anchor = round.root if strategy.aggregator.anchor == "root" else previous
     rng = generator(seed, "aggregate", plan.ref.round)
-    aggregate = conclude(strategy, round.sums, round.rows, len(round.folded), anchor, rng)
+    secret = digest(seed, "noise", plan.ref.round) if entropy is None else entropy
+    aggregate = noised(strategy.privacy, plan, round.sums, vectors, secret) or conclude(
+        strategy, round.sums, round.rows, len(round.folded), anchor, rng
+    )
     rate = strategy.optimizer.rate(aggregate, lambda: _squared_norm(aggregate, len(shared)))
     optimizer, server = _part("optimizer", vectors), {**parameters.extra, **_part("algorithm", vectors)}
     for block in blocks(len(shared)):
@@ -248,6 +279,7 @@ def advance(
     if len(buffers) and (weight := round.sums.scalar("weight")):
         for block in blocks(len(buffers)):
             buffers[block] = round.sums.vector("buffers", block) / weight
+    vectors |= state_after(strategy.privacy, plan, round.sums, vectors, secret)
     memory = remember(strategy.sampler, plan, round.rows, round.seconds, state.memory)
     return State(state.round + 1, parameters, vectors, memory)
 
@@ -266,6 +298,27 @@ def _squared_norm(aggregate: Aggregate, size: int) -> float:
     return sum(float(np.square(aggregate.vector("delta", block)).sum()) for block in blocks(size))
 
 
-def metrics(round: Round) -> dict[str, float]:
-    """Return the means over all examples of the metric sums that a round collected."""
-    return means({name: round.sums.scalar(name) for name in round.plan.metrics})
+def tally(round: Round) -> dict[str, float]:
+    """Return what is told of a closed training round: how many updates, and the means of what they report.
+
+    Of a round whose cohort is secret only the expected size, since the true one would tell who took part.
+    """
+    if round.plan.timed:
+        return {"expected": round.plan.expected}
+    refused = sum(verdict.status == "refused" for verdict in round.verdicts.values())
+    means = {f"train_{name}": value for name, value in metrics(round).items()}
+    return {"folded": len(round.folded), "refused": refused, **means}
+
+
+def metrics(
+    round: Round, privacy: Privacy = OFF, entropy: int | None = None, seed: int = 0
+) -> dict[str, float]:
+    """Return the means over all examples of the metric sums that a round collected.
+
+    Those of a private evaluation have noise, and lie within 0..metric_bound. entropy, seed: as in `advance`.
+    """
+    sums = {name: round.sums.scalar(name) for name in round.plan.metrics}
+    if privacy == OFF:
+        return means(sums)
+    secret = digest(seed, "metrics", round.plan.ref.round) if entropy is None else entropy
+    return metric_means(privacy, noised_sums(privacy, sums, secret))

@@ -64,16 +64,25 @@ class Poisson:
     The cohort has `size` members on average and may be empty. This is the sampling for which the privacy of
     subsampled mechanisms is accounted (Abadi et al. 2016): the amplification assumes that who took part stays
     hidden from whoever the guarantee is against, and nothing else may choose or replace clients.
+
+    rate: a fixed q in place of size / N, where N, the number of those who are there now, is not public; 0 is
+    size / N. Raises SpecError unless 0 <= rate <= 1.
     """
 
+    rate: float = 0.0
     sees: ClassVar[Sees] = "none"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise SpecError(f"Poisson(rate={self.rate}): expected 0 to 1")
 
     def sample(
         self, population: Sequence[str], size: int, rng: np.random.Generator, memory: Memory, *, round: int
     ) -> tuple[str, ...]:
         """Return the names that were drawn, in the population's order."""
         count = len(population)
-        return _cohort(population, np.flatnonzero(rng.random(count) * count < size))
+        rate = self.rate or (size / count if count else 0.0)
+        return _cohort(population, np.flatnonzero(rng.random(count) < rate))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fedcore.errors import SpecError
+from fedcore.privacy.levels import OFF, Privacy
 from fedcore.strategies.aggregators import Aggregator, Mean
 from fedcore.strategies.algorithms import ClientAlgorithm, LocalSGD
 from fedcore.strategies.conflicts import conflicts
@@ -25,6 +26,7 @@ class Strategy:
     optimizer: ServerOptimizer = SGD()
     sampler: Sampler = Uniform()
     mode: Mode = Synchronous()
+    privacy: Privacy = OFF
 
     def __post_init__(self) -> None:
         for conflict in conflicts(self):

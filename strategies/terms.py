@@ -1,18 +1,21 @@
 """What comes in: every update is checked, then encoded as integers and added up, or kept as a row."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.encoding import Integers, add_encoded, add_encoded_rows, decode, within
+from fedcore.encoding import Integers, add_encoded, add_encoded_rows, blocks, decode, within
 from fedcore.errors import UpdateRefused
 from fedcore.layout import Vector
 from fedcore.messages import Plan, Update
 
 Space = Callable[[str, tuple[int, int], np.dtype[Any]], Vector]
+
+SHORT = 1 << 13  # numbers, of which BLAS forms the product in one thread, so to the same bits everywhere
 
 
 def check(plan: Plan, update: Update) -> None:
@@ -33,8 +36,21 @@ def check(plan: Plan, update: Update) -> None:
         if vector.shape != (spec.length,) or vector.dtype != spec.dtype:
             expected = f"({spec.length},) {spec.dtype}"
             raise UpdateRefused(f"{name} is {vector.shape} {vector.dtype}, expected {expected}")
-        if not within(vector, spec.bound):
+        if not plan.clip and not within(vector, spec.bound):
             raise UpdateRefused(f"{name} has a coordinate that is not finite or beyond {spec.bound:g}")
+    if plan.clip and not (norm := joint_norm(update.vectors.values())) <= plan.clip:  # nor may it be NaN
+        raise UpdateRefused(f"the update's norm is {norm:g}, expected at most {plan.clip:g}, the clip norm")
+
+
+def joint_norm(vectors: Iterable[Vector], order: int = 2) -> float:
+    """Return the L2 or L1 norm of several vectors as one, summed in float64; NaN or inf if one of them is."""
+    total = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for vector in vectors:
+            for block in blocks(len(vector), SHORT):
+                wide = vector[block].astype(np.float64)
+                total += float(wide @ wide if order == 2 else np.abs(wide).sum())
+    return sqrt(total) if order == 2 else total
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,7 @@ class Rows:
         return Rows(vectors, {name: column[order] for name, column in self.scalars.items()})
 
     def __len__(self) -> int:
-        return len(next(iter(self.scalars.values())))
+        return len(next(iter((self.scalars or self.vectors).values())))
 
     def updates(self) -> Iterator[Update]:
         """Yield each row as an update."""
@@ -88,9 +104,10 @@ def all_pass(plan: Plan, rows: Rows) -> bool:
         and all(
             rows.vectors[name].shape[1:] == (spec.length,)
             and rows.vectors[name].dtype == spec.dtype
-            and within(rows.vectors[name].reshape(-1), spec.bound)
+            and (plan.clip or within(rows.vectors[name].reshape(-1), spec.bound))
             for name, spec in plan.vectors.items()
         )
+        and (not plan.clip or all(joint_norm(u.vectors.values()) <= plan.clip for u in rows.updates()))
     )
 
 

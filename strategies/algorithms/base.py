@@ -19,8 +19,8 @@ class Aggregate(Protocol):
     """What a closed round gave: the aggregator's word on each vector, and sums of scalars."""
 
     @property
-    def clients(self) -> int:
-        """How many updates were folded."""
+    def clients(self) -> float:
+        """How many updates were folded; in a private sum, how many were expected."""
         ...
 
     @property
