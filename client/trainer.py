@@ -1,7 +1,9 @@
 """One client's local work: train from the received model, or evaluate it. The reference for all engines."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,12 +18,16 @@ from fedcore.errors import TaskError
 from fedcore.layout import Layout, Parameters, Vector
 from fedcore.messages import Ref, Update
 from fedcore.metrics import EXAMPLE_BOUND, MAX_METRICS, means
+from fedcore.privacy.levels import ExampleLevel
 from fedcore.seeds import generator, integer
 from fedcore.spec import SGD as SGDSpec
 from fedcore.spec import Client as ClientSpec
 from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy, from_table
 from fedcore.task import Task
+
+if TYPE_CHECKING:
+    from fedcore.client.dpsgd import DPSGD
 
 
 def device_of(spec: ClientSpec) -> str:
@@ -39,11 +45,17 @@ def initial_seed(seed: int) -> int:
 class TorchTrainer:
     """Local training in PyTorch: one resident model for all the clients of a process."""
 
-    def __init__(self, task: Task, spec: RunSpec, strategy: Strategy | None = None) -> None:
-        """Build the task's model on the spec's device; a strategy of None is the spec's."""
+    def __init__(
+        self, task: Task, spec: RunSpec, strategy: Strategy | None = None, entropy: int | None = None
+    ) -> None:
+        """Build the task's model on the spec's device; a strategy of None is the spec's.
+
+        entropy: of the batches and the noise of DP-SGD; None is the run's seed. Raises SpecError where the
+        spec asks for DP-SGD and the model or the algorithm cannot have it.
+        """
         if len(task.metrics) > MAX_METRICS:
             raise TaskError(f"{task.name} has {len(task.metrics)} metrics; at most {MAX_METRICS} are taken")
-        self.task, self.seed, self.spec = task, spec.run.seed, spec.client
+        self.task, self.seed, self.run, self.spec = task, spec.run.seed, spec, spec.client
         self.strategy = strategy or from_table(spec.strategy)
         self.half = half_of(self.strategy.algorithm, spec)
         self.max_weight = spec.limits.weight
@@ -51,7 +63,16 @@ class TorchTrainer:
         self.model = Resident(task, initial_seed(spec.run.seed), self.device, self.half.personal)
         self.trained = [p for p in self.model.module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.spec, self.trained)
+        self.private = self._private(spec, spec.run.seed if entropy is None else entropy)
         self.receive(self.model.parameters())
+
+    def _private(self, spec: RunSpec, entropy: int) -> "DPSGD | None":
+        if not isinstance(spec.privacy, ExampleLevel):
+            return None
+        from fedcore.client.dpsgd import DPSGD, check_half  # Opacus takes 2 s to import
+
+        check_half(self.half)
+        return DPSGD(self.task, spec, self.model.module, self.optimizer, entropy)
 
     @property
     def layout(self) -> Layout:
@@ -78,31 +99,53 @@ class TorchTrainer:
         zeros = torch.zeros_like(self.shared)
         return zeros if values is None else zeros.copy_(torch.from_numpy(np.array(values)))
 
+    def pace(self, round: int) -> None:
+        """Take the learning rate of a round, for the optimiser and for what the algorithm makes of it."""
+        spec = self.run.at(round)
+        if spec.client != self.spec:
+            self.spec, self.half = spec.client, replace(self.half, spec=spec)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.spec.optimizer.lr
+
     def train(self, ref: Ref, client: str, examples: Examples, kept: Kept) -> tuple[Update, Kept]:
         """Train one client; return its update, with the `loss` sum over `count` examples, and what it keeps.
 
         Batches and dropout are drawn from (seed, round, client), so a repeated attempt repeats the work. A
         client with more examples than [limits] weight counts, and its loss too, as if it had that many.
         """
+        self.pace(ref.round)
         start = self.start([kept], self.mean_loss(examples) if self.half.measures else None)
         self._in_mode(training=True)
-        self.optimizer.state.clear()
-        seed_device(self.device, integer(self.seed, "dropout", ref.round, client))
-        losses, own = self.half.train(self, start, kept, partial(self.batches, ref, client, examples))
+        losses, own = self._local(ref, client, examples, start, kept)
+        if self.private and not self.private.sound:
+            # One example without a finite gradient must not show in what is sent. The same steps without it:
+            losses, own = self._local(ref, client, examples, start, kept, careful=True)
         self.model.reclaim()
         size = len(examples)
         weight, share = self.weight(size)
-        count = weight * self.spec.passes(size)
+        passes = sum(n for _, n in losses) / max(size, 1) if self.private else self.spec.passes(size)
         total = sum(float(loss) * n for loss, n in losses)  # here, so that a GPU is waited for once
+        count = weight * passes
         told = {"weight": weight, "loss": clipped(total * share, count), "count": count}
         delta = (self.model.flat["shared"].read() - self.shared).unsqueeze(0)
-        end = End(delta, np.array([float(len(losses))]), np.array([weight]))
+        end = End(delta, np.array([float(len(losses))]), np.array([1.0 if self.private else weight]))
         vectors, scalars, (kept,) = self.finish(start, end)
         sent = {name: rows[0] for name, rows in vectors.items()}
         if self.layout.buffer_size:
             sent["buffers"] = self.model.flat["buffer"].numpy()
         said = {name: float(column[0]) for name, column in scalars.items()}
         return Update(sent, {**told, **said}), {**kept, **own}
+
+    def _local(
+        self, ref: Ref, client: str, examples: Examples, start: Start, kept: Kept, careful: bool = False
+    ) -> tuple[Losses, Kept]:
+        """Do the local steps, with fresh moments and draws that (seed, round, client) name."""
+        self.optimizer.state.clear()
+        if self.private:
+            self.private.begin(ref, client, careful=careful)
+        else:
+            seed_device(self.device, integer(self.seed, "dropout", ref.round, client))
+        return self.half.train(self, start, kept, partial(self.batches, ref, client, examples))
 
     def load(self, kept: Kept) -> None:
         """Put the received model into place, or those parts of a personal one that a client has kept."""
@@ -123,6 +166,8 @@ class TorchTrainer:
 
         objective: from x and y to the loss; None is the task's loss of the model's output.
         """
+        if self.private:
+            return self.private.descend(batches, correction and partial(self.correct, correction))
         module, losses = self.model.module, Losses()
         for x, y in batches:
             for parameter in self.trained:  # what zero_grad() does, at a tenth of its price
@@ -183,7 +228,13 @@ class TorchTrainer:
     def batches(
         self, ref: Ref, client: str, examples: Examples, *, epochs: int | None = None, phase: str = "batches"
     ) -> Iterator[Batch]:
-        """Yield the batches of all epochs, in an order drawn from (seed, phase, round, client)."""
+        """Yield the batches of all epochs, in an order drawn from (seed, phase, round, client).
+
+        Those of DP-SGD are Poisson samples instead, of a fixed number of steps.
+        """
+        if self.private:
+            yield from self.private.batches(examples)
+            return
         size, count = self.spec.batch_size, len(examples)
         rng = generator(self.seed, phase, ref.round, client) if self.spec.shuffle else None
         for _ in range(self.spec.epochs if epochs is None else epochs):
@@ -194,8 +245,14 @@ class TorchTrainer:
 
     @torch.no_grad()
     def evaluate(self, examples: Examples, kept: Kept) -> Update:
-        """Return the sums of the loss and of each metric over all examples, and their `count`."""
+        """Return the sums of the loss and of each metric over all examples, and their `count`.
+
+        Where examples are private, each moves the sum of a metric by 0..metric_bound, and the count by one.
+        """
         module, count = self._in_mode(training=False), len(examples)
+        low, high = (
+            (0.0, self.private.privacy.metric_bound) if self.private else (-EXAMPLE_BOUND, EXAMPLE_BOUND)
+        )
         self.load(kept)
         sums = dict.fromkeys(("loss", *self.task.metrics), 0.0)
         for start in range(0, count, 1024):
@@ -203,9 +260,14 @@ class TorchTrainer:
             output = module(x)
             sums["loss"] += clipped(float(self.task.loss(output, y).double()) * len(x), len(x))
             for name, metric in self.task.metrics.items():
-                values = metric(output, y).double().nan_to_num(EXAMPLE_BOUND)
-                sums[name] += float(values.clamp(-EXAMPLE_BOUND, EXAMPLE_BOUND).sum())
-        weight, share = self.weight(count)
+                values = metric(output, y)
+                if self.private and values.shape != (len(x),):
+                    raise TaskError(
+                        f"{self.task.name}: metric {name!r} returned shape {tuple(values.shape)}; noise "
+                        f"covers one value an example, of shape ({len(x)},)"
+                    )
+                sums[name] += float(values.double().nan_to_num(high).clamp(low, high).sum())
+        weight, share = (float(count), 1.0) if self.private else self.weight(count)
         scaled = {name: clipped(value * share, weight) for name, value in sums.items()}
         return Update({}, {**scaled, "count": weight})
 

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from fedcore.client.examples import Examples
+from fedcore.errors import SpecError
 from fedcore.layout import Layout, Parameters, Vector
 from fedcore.messages import Ref, Update
+from fedcore.privacy.levels import ExampleLevel
 from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy
 from fedcore.task import Task
@@ -43,14 +45,23 @@ def uses_torch(task: Task) -> bool:
     return getattr(task, "trainer", None) is None
 
 
-def trainer_for(task: Task, spec: RunSpec, strategy: Strategy | None = None) -> Trainer:
+def trainer_for(
+    task: Task, spec: RunSpec, strategy: Strategy | None = None, entropy: int | None = None
+) -> Trainer:
     """Return the task's own trainer where it has one, and a TorchTrainer otherwise.
 
-    strategy: None builds the spec's, from parts that are ours or installed.
+    strategy: None builds the spec's, from parts that are ours or installed. entropy: of the batches and the
+    noise of DP-SGD, from the operating system in a deployment; None is the run's seed, in simulations. Raises
+    SpecError where the spec asks for DP-SGD and the task cannot have it.
     """
     if own := getattr(task, "trainer", None):
+        if isinstance(spec.privacy, ExampleLevel):
+            raise SpecError(
+                f'privacy.level = "example": {task.name} brings a trainer of its own, whose steps cannot be '
+                "accounted for; remove `trainer` from it and write `model`, or use another level"
+            )
         trainer: Trainer = own(spec)
         return trainer
     from fedcore.client.trainer import TorchTrainer
 
-    return TorchTrainer(task, spec, strategy)
+    return TorchTrainer(task, spec, strategy, entropy)

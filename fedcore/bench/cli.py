@@ -18,7 +18,8 @@ app = typer.Typer(
 def simulate(
     job: Annotated[str, typer.Argument(help="A name of fedcore.bench.jobs, as digits-mlp-100.")],
     rounds: Annotated[int | None, typer.Option(help="Rounds, if not the job's own.")] = None,
-    engine: Annotated[str, typer.Option(help="auto, sequential or vectorized.")] = "sequential",
+    engine: Annotated[str, typer.Option(help="auto, sequential, vectorized or processes.")] = "sequential",
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: what helps, up to the cores.")] = 0,
 ) -> None:
     """Time the simulation of a job beside the plain PyTorch loop.
 
@@ -26,7 +27,7 @@ def simulate(
 
     fedcore bench simulate digits-mlp-100 --engine auto
 
-    fedcore bench simulate mnist-cnn-100 --rounds 5
+    fedcore bench simulate mnist-cnn-100 --engine processes --workers 2
     """
     from fedcore.bench.jobs import JOBS
     from fedcore.bench.simulate import measure
@@ -34,7 +35,7 @@ def simulate(
 
     if job not in JOBS:
         raise SpecError(f"job {job!r} is not known{nearest(job, JOBS)}")
-    typer.echo(json.dumps(measure(job, rounds, engine)))
+    typer.echo(json.dumps(measure(job, rounds, engine, workers)))
 
 
 @app.command()
@@ -79,4 +80,62 @@ def aggregators(
     from fedcore.bench.aggregators import measure
 
     for line in measure(clients, size, byzantine, rule or (), runs, disk):
+        typer.echo(json.dumps(line))
+
+
+@app.command()
+def privacy(
+    job: Annotated[str, typer.Argument(help="A name of fedcore.bench.jobs, as digits-mlp-100.")],
+    clipping: Annotated[str, typer.Option(help="hooks or ghost.")] = "hooks",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds after the first, which warms up.")] = 40,
+) -> None:
+    """Time a client's DP-SGD beside Opacus by itself, on the same examples.
+
+    [bold]Examples[/bold]
+
+    fedcore bench privacy digits-mlp-100
+
+    fedcore bench privacy digits-cnn-100 --clipping ghost
+    """
+    from fedcore.bench.jobs import JOBS
+    from fedcore.bench.privacy import measure
+    from fedcore.errors import SpecError, nearest
+
+    if job not in JOBS:
+        raise SpecError(f"job {job!r} is not known{nearest(job, JOBS)}")
+    typer.echo(json.dumps(measure(job, clipping, rounds)))
+
+
+@app.command()
+def noise(
+    clients: Annotated[int, typer.Option(min=11, help="In the round; fewer drown in the noise.")] = 100,
+    size: Annotated[int, typer.Option(min=1, help="Parameters of the model, float32.")] = 1_000_000,
+    runs: Annotated[int, typer.Option(min=1, help="Rounds of each level after the first.")] = 5,
+) -> None:
+    """Time a round with noise in the sum beside the same round without.
+
+    [bold]Examples[/bold]
+
+    fedcore bench noise --size 100000
+    """
+    from fedcore.bench.noise import measure
+
+    for line in measure(clients, size, runs):
+        typer.echo(json.dumps(line))
+
+
+@app.command()
+def ledger(
+    rows: Annotated[int, typer.Option(min=2, help="Reservations, one after another.")] = 1000,
+    folder: Annotated[Path, typer.Option("--dir", exists=True, help="On the disk to measure.")] = Path("."),
+) -> None:
+    """Time the reservation of privacy budget on a device's disk.
+
+    [bold]Examples[/bold]
+
+    fedcore bench ledger --dir /var/lib
+    """
+    from fedcore.bench.ledger import measure
+
+    for line in measure(rows, folder):
         typer.echo(json.dumps(line))

@@ -228,6 +228,25 @@ def test_every_optimizer_does_what_torchs_does(optimizer: dict[str, Any]) -> Non
         ]
 
 
+@pytest.mark.parametrize(
+    ("name", "chosen"), [*(("fedavg", name) for name in OPTIMIZERS), ("scaffold", "sgd"), ("qfedavg", "sgd")]
+)
+def test_a_round_has_its_learning_rate(name: str, chosen: str) -> None:
+    """Also where the algorithm computes with it: the same bits as under a constant rate of that size."""
+    optimizer = OPTIMIZERS[chosen]
+    data = points((1, 2), (2, 2), (3, 5))
+
+    def trained(round: int, client: dict[str, Any]) -> dict[str, Any]:
+        run = RunSpec.parse({"run": {"rounds": 9}, "client": client, "strategy": name})
+        trainer = TorchTrainer(Line(), run)
+        trainer.train(ref(1), "a", data, {})  # at the rate of another round
+        return bits(trainer.train(ref(round), "a", data, {})[0])
+
+    scheduled = {"optimizer": optimizer, "schedule": {"name": "step", "every": 2, "gamma": 0.5}}
+    slower = {"optimizer": {**optimizer, "lr": optimizer["lr"] * 0.5}}
+    assert trained(3, scheduled) == trained(3, slower) != trained(2, scheduled)
+
+
 @pytest.mark.parametrize("data", [None, (np.zeros((0, 5), np.float32), np.zeros(0, np.int64))])
 def test_a_client_without_examples_weighs_nothing(data: Any) -> None:
     run = spec()
