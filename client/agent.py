@@ -1,4 +1,7 @@
-"""The agent on a device: connects, judges what is asked, has it done, sends it. It never imports torch."""
+"""The agent on a device: connects, judges what is asked, reserves its privacy budget, has it done, sends it.
+
+It never imports torch.
+"""
 
 import asyncio
 import logging
@@ -11,13 +14,16 @@ from itertools import count
 
 from fedcore.client.config import Config
 from fedcore.client.kept import KeptStates
+from fedcore.client.ledger import Witness, keep_showing, open_ledger, show
 from fedcore.client.policy import Policy
 from fedcore.client.process import WorkerProcess, WorkFailed
 from fedcore.client.session import ConnectionLost, Session
 from fedcore.client.state import State
 from fedcore.crypto.identity import Identity, utc_now
 from fedcore.errors import AuthenticationError, FedcoreError, ProtocolError, UpdateRefused
-from fedcore.messages import Assignment, Blob, Decline, Hello, Outcome, UploadHead
+from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, UploadHead
+from fedcore.privacy.account import Claim
+from fedcore.privacy.ledger import Ledger, LedgerRefused
 
 log = logging.getLogger("fedcore.client")
 
@@ -41,22 +47,38 @@ class Agent:
         self.config, self.identity = config, identity
         self.state, self.kept = State(config.state), KeptStates(config.state / "kept")
         self.worker = WorkerProcess(config.folder, config.settings.tasks)
+        self.ledger: Ledger | None = None
+        self.reserved = asyncio.Event()  # since the authority was last shown the ledger
         self.assignment: Assignment | None = None
         self.task: asyncio.Task[None] | None = None
+        self.considering: set[asyncio.Task[None]] = set()  # of offers; it goes on beside the work
+        self.turn = asyncio.Lock()  # one offer at a time, so that many leave threads and ledger to the work
 
     async def run(self) -> None:
         """Serve the coordinator until cancelled; a lost connection is sought again, for ever.
 
         Raises WorkFailed where the tasks of agent.toml cannot be imported, AuthenticationError where the
         coordinator turns this identity away or its certificate has expired, ProtocolError where it speaks
-        another version.
+        another version, and ConfigError and LedgerDamaged for a ledger that cannot be used.
         """
+        showing: asyncio.Task[None] | None = None
         try:
             await asyncio.to_thread(self.state.check_cache)
+            self.ledger = await asyncio.to_thread(open_ledger, self.config)
+            if self.ledger:
+                witness = Witness.of(self.state.identity, self.identity)
+                # Before any work, because an old copy is put back while no agent runs.
+                if not await show(self.ledger, witness):
+                    self.reserved.set()
+                showing = asyncio.create_task(keep_showing(self.ledger, witness, self.reserved))
             self.policy = Policy(self.config, await self.worker.describe())
             async with Session(self.config.settings.coordinator, self.identity) as self.session:
                 await self._stay_connected()
         finally:
+            if showing:
+                showing.cancel()
+            for offer in self.considering:
+                offer.cancel()
             await self._abandon()
             await self.worker.stop()
 
@@ -83,6 +105,10 @@ class Agent:
 
     async def _hear(self, message: Assignment | Outcome | None) -> None:
         match message:
+            case Assignment(ref) if ref.kind == "offer":
+                considering = asyncio.create_task(self._fulfil(message, self._accept))
+                self.considering.add(considering)
+                considering.add_done_callback(self.considering.discard)
             case Assignment():
                 await self._begin(message)
             case Outcome(ref, verdict):
@@ -101,7 +127,7 @@ class Agent:
             return
         await self._abandon()
         self.assignment = assignment
-        self.task = asyncio.create_task(self._fulfil(assignment), name=str(assignment.ref))
+        self.task = asyncio.create_task(self._fulfil(assignment, self._do), name=str(assignment.ref))
 
     async def _abandon(self) -> None:
         """End the work in progress; training that is not finished ends with its process."""
@@ -110,12 +136,14 @@ class Agent:
             self.task.cancel()
             await asyncio.wait([self.task])
 
-    async def _fulfil(self, assignment: Assignment) -> None:
-        """Do a piece of work or decline it; what fails here never ends the agent."""
+    async def _fulfil(
+        self, assignment: Assignment, do: Callable[[Assignment, float], Awaitable[None]]
+    ) -> None:
+        """Do what is asked until its deadline or decline it; what fails here never ends the agent."""
         try:
             self.policy.judge(assignment)
-            await self._do(assignment, time.monotonic() + assignment.deadline)
-        except WorkFailed as error:
+            await do(assignment, time.monotonic() + assignment.deadline)
+        except (WorkFailed, LedgerRefused) as error:
             self._decline(assignment, error.public, str(error))
         except FedcoreError as error:
             self._decline(assignment, str(error), str(error))
@@ -126,19 +154,47 @@ class Agent:
     def _decline(self, assignment: Assignment, public: str, reason: str) -> None:
         log.warning("declined", extra={"ref": assignment.ref, "reason": reason})
         self.state.record(assignment.ref, "declined", reason)
-        self.session.decline(Decline(assignment.ref, public))
+        self.session.tell(Decline(assignment.ref, public))
+
+    async def _accept(self, offer: Assignment, deadline: float) -> None:
+        """Reserve what a run may cost the data, drawn or not, and take part in it."""
+        async with self.turn:
+            claim = await self._claim(offer)
+            if claim and self.ledger:
+                await self._reserve(self.ledger, claim)
+        self.state.record(offer.ref, "accepted")
+        self.session.tell(Accept(offer.ref))
 
     async def _do(self, assignment: Assignment, deadline: float) -> None:
         """Fetch the parameters, train, and send the update; an update that is finished is only sent."""
+        claim = await self._claim(assignment)
         self.state.drop_others(assignment.ref)
         await asyncio.to_thread(self.kept.begin, assignment.ref, assignment.folded)
         head = self.state.spooled(assignment.ref)
         if head is None:
+            await asyncio.to_thread(self.policy.admit, assignment)
+            if claim and self.ledger:  # a refusal should cost no download, and a lost download no budget
+                await asyncio.to_thread(self.ledger.judge, claim)
             await self._fetch(assignment.parameters, deadline)
+            await asyncio.to_thread(self.policy.begin, assignment)
+            if claim and self.ledger:
+                await self._reserve(self.ledger, claim)
             head = await self._train(assignment, deadline)
             self.state.spool(head)
             self.kept.trim()
         await self._send(head, deadline)
+
+    async def _claim(self, work: Assignment) -> Claim | None:
+        """Return what work would do to the data set, counted off the loop; refuses as the policy does."""
+        return await asyncio.to_thread(self.policy.claim, work, self.identity.name)
+
+    async def _reserve(self, ledger: Ledger, claim: Claim) -> None:
+        """Reserve what the work costs; each start of training anew, whatever became of the last one."""
+        started = time.perf_counter()
+        entry = await asyncio.to_thread(ledger.reserve, claim)
+        self.reserved.set()
+        facts = {"ref": claim.ref, "row": entry.sequence, "spent": round(entry.spent, 4)}
+        log.info("budget reserved", extra={**facts, "seconds": round(time.perf_counter() - started, 6)})
 
     async def _fetch(self, blob: Blob, deadline: float) -> None:
         path = self.state.blob(blob.sha256)
@@ -163,6 +219,7 @@ class Agent:
             kept=str(self.kept.current(ref.run)),
             keep=str(self.kept.pending(ref)),
             out=str(self.state.payload(ref)),
+            clip=assignment.clip,
         )
         log.info("work done", extra={"ref": ref, "seconds": round(time.perf_counter() - started, 6)})
         vectors = tuple((name, length) for name, length in done["vectors"])

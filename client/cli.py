@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcore.client.ledger_cli import app as ledger
+
 if TYPE_CHECKING:
     from fedcore.client.check import Report
     from fedcore.client.config import Config
@@ -18,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
+app.add_typer(ledger)
 
 Dir = Annotated[Path, typer.Option("--dir", help="Folder of agent.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -60,6 +63,7 @@ def enroll(
     fedcore client enroll fedcore-token-1.CgkxMjcuMC4w... --dir agent
     """
     from fedcore.client.config import Config
+    from fedcore.client.ledger import remember_authority
     from fedcore.client.state import State
     from fedcore.crypto.files import make_private_folder
     from fedcore.errors import ConfigError
@@ -67,10 +71,12 @@ def enroll(
     from fedcore.wire.token import Token, read_token
 
     state, text = State(Config.load(folder).state), read_token(token)
-    if (name := Token.parse(text).name).role != "client":
-        raise ConfigError(f"the token is for {name}; expected one of role client")
+    ticket = Token.parse(text)
+    if ticket.name.role != "client":
+        raise ConfigError(f"the token is for {ticket.name}; expected one of role client")
     make_private_folder(state.folder)
     identity = enrol(text, state.identity)
+    remember_authority(state.identity, ticket.address)
     typer.echo(f"name         {identity.name.name}")
     typer.echo(f"federation   {identity.name.federation}")
     typer.echo(f"root         SHA-256 {identity.root_fingerprint}")

@@ -6,16 +6,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import Field, JsonValue, ValidationError, field_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from fedcore.crypto.files import write_atomically
 from fedcore.errors import ConfigError, SpecError
+from fedcore.privacy.events import Unit
 from fedcore.tables import Table, explain, line_of
 from fedcore.wire.address import parse_address
 
 FILE = "agent.toml"
 Encryption = Literal["tls", "sealed", "secagg"]
 STRENGTHS: tuple[Encryption, ...] = get_args(Encryption)  # the weakest first
+HOURS = r"^$|^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 
 
 class Terms(Table):
@@ -23,6 +25,25 @@ class Terms(Table):
 
     smallest_cohort: int = Field(1, ge=1, description="clients that must take part in a round")
     encryption: Encryption = Field("tls", description="the weakest that is accepted for updates")
+    hours: str = Field("", pattern=HOURS, description="HH:MM-HH:MM, local time, such as 22:00-06:00")
+    rounds_per_day: int = Field(0, ge=0, description="starts of training in 24 hours; 0: any number")
+
+
+class LedgerTerms(Table):
+    """[ledger]: what may ever be done to the data set, by everybody together."""
+
+    path: str = Field("", description="file, relative to agent.toml; empty: none is kept")
+    dataset: str = Field("", description="the owner's name of the data, the same for as long as they live")
+    unit: Unit = Field("example", description="what is protected: one example, or this client as a whole")
+    epsilon: float = Field(0.0, ge=0, description="most that is spent in the data set's life")
+    delta: float = Field(1e-5, gt=0, lt=0.1, description="probability that epsilon does not hold")
+    accept_trusted: bool = Field(False, description="take a coordinator's word that it adds noise")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "LedgerTerms":
+        if self.path and not (self.dataset and self.epsilon):
+            raise ValueError('path needs dataset and epsilon beside it, such as "clinic-a" and 8.0')
+        return self
 
 
 class Settings(Table):
@@ -34,6 +55,7 @@ class Settings(Table):
     tasks: dict[str, str] = Field({}, description='name on the wire = "module:object"')
     data: dict[str, JsonValue] = Field({}, description="handed to the task as client.options")
     policy: Terms = Terms()
+    ledger: LedgerTerms = LedgerTerms()
 
     @field_validator("coordinator")
     @classmethod
@@ -72,6 +94,27 @@ class Config:
     def state(self) -> Path:
         """The state folder."""
         return self.folder / self.settings.state
+
+    @property
+    def ledger(self) -> Path | None:
+        """The file of the data set's ledger, None where none is kept.
+
+        Raises ConfigError where it would go with an agent's state, or where the data are the operator's.
+        """
+        if not self.settings.ledger.path:
+            return None
+        path = (self.folder / Path(self.settings.ledger.path).expanduser()).resolve()
+        if path.is_relative_to(self.state.resolve()):
+            raise ConfigError(
+                f"{self.place('ledger', 'path')}: {path} lies in the agent's state; expected a folder that "
+                "outlives every agent of these data"
+            )
+        if self.settings.evaluator:
+            raise ConfigError(
+                f"{self.place('ledger', 'path')}: an evaluator holds the operator's data, which have no "
+                "ledger; remove [ledger], or set evaluator = false"
+            )
+        return path
 
     def place(self, *keys: str) -> str:
         """Return where a key, or else its table, stands: `agent.toml:14: policy.smallest_cohort`."""

@@ -12,7 +12,7 @@ from typing import NoReturn, Self
 from fedcore.crypto.identity import Identity
 from fedcore.crypto.tls import open_channel
 from fedcore.errors import AuthenticationError, FedcoreError, ProtocolError, UpdateRefused
-from fedcore.messages import Assignment, Blob, Decline, Hello, Outcome, UploadHead
+from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, UploadHead
 from fedcore.wire import codec, grpc
 from fedcore.wire.chunks import Incoming, receive, stream
 from fedcore.wire.codec import to_wire
@@ -46,7 +46,7 @@ class Session:
         """Prepare a channel to HOST:PORT; nothing connects before `messages`."""
         self.channel = open_channel(address, identity, options=OPTIONS)
         self.stub = CoordinatorStub(self.channel)
-        self.outbox: asyncio.Queue[Hello | Decline] = asyncio.Queue()
+        self.outbox: asyncio.Queue[Hello | Accept | Decline] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,11 +93,11 @@ class Session:
         """Pass over a message that makes no sense; an assignment is declined, so that nobody waits for it."""
         log.warning("message refused", extra={"reason": str(error)})
         if message.HasField("assignment"):
-            self.decline(Decline(codec.ref_from_wire(message.assignment.ref), str(error)))
+            self.tell(Decline(codec.ref_from_wire(message.assignment.ref), str(error)))
 
-    def decline(self, decline: Decline) -> None:
-        """Tell the coordinator that work will not be done."""
-        self.outbox.put_nowait(decline)
+    def tell(self, answer: Accept | Decline) -> None:
+        """Tell the coordinator that a run is accepted, or that work will not be done."""
+        self.outbox.put_nowait(answer)
 
     async def download(self, blob: Blob, path: Path, left: float) -> None:
         """Fetch parameters into a file, which has its name only once it is complete and verified.

@@ -1,11 +1,12 @@
 """The agent's state folder, which only its user can enter.
 
     lock          held by the agent that runs
-    identity/     key and certificates
+    identity/     key and certificates, and the address of the authority that issued them
     cache/        parameters by their SHA-256, the two newest
     spool/        the finished update of the newest assignment, until its outcome: payload and head
     kept/         what the client keeps between rounds, see `fedcore.client.kept`
     rounds.jsonl  what became of the last rounds, for people
+    starts.json   when training has begun of late, see `fedcore.client.pace`
 
 A file has its name only when it is complete, so a crash at any moment leaves nothing half done. Cache and
 spool are not fsynced: after power loss a blob is checked before use, and an update is trained again.

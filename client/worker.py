@@ -3,7 +3,7 @@
     {"do": "describe", "folder": ..., "tasks": {name: "module:object"}}  -> {name: digest}
     {"do": "work", "task": ..., "digest": ..., "spec": ..., "layout": ..., "ref": [run, round, attempt, kind],
      "client": ..., "options": {...}, "evaluator": ..., "parameters": path, "kept": path, "keep": path,
-     "out": path}
+     "out": path, "clip": norm}
         -> {"vectors": [[name, length], ...], "scalars": {...}, "sha256": ..., "size": ...}
 
 `kept` is what the client kept of earlier rounds, if there is such a file; what it would keep of this one goes
@@ -14,10 +14,11 @@ standard output carries the replies.
 
 import json
 import os
+import secrets
 import signal
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -34,9 +35,12 @@ from fedcore.data import Split
 from fedcore.errors import SpecError, TaskError, UpdateRefused
 from fedcore.layout import Layout, Parameters
 from fedcore.messages import Ref, Update
+from fedcore.privacy.levels import OFF, ExampleLevel
 from fedcore.seeds import generator
 from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy, from_table
+from fedcore.strategies.privacy import private, released
+from fedcore.strategies.terms import Rows
 from fedcore.task import Client, Task, digest, resolve
 
 Message = dict[str, Any]
@@ -56,18 +60,23 @@ class Job:
     def strategy(self) -> Strategy:
         """The run's; raises UpdateRefused where a part of it is not installed here."""
         try:
-            return from_table(self.spec.strategy)
+            return private(from_table(self.spec.strategy), self.spec)
         except SpecError as error:
             raise UpdateRefused(f"{error}; install it on this device too") from error
 
     @cached_property
     def trainer(self) -> Trainer:
-        """What trains, with as many torch threads as the spec says."""
+        """What trains, with as many torch threads as the spec says; raises UpdateRefused where it cannot."""
         if uses_torch(self.task):
             import torch
 
             torch.set_num_threads(self.spec.client.threads)
-        return trainer_for(self.task, self.spec)
+        # What hides a device's examples must not follow from the run's seed, which the coordinator knows.
+        entropy = None if self.spec.privacy == OFF else secrets.randbits(256)
+        try:
+            return trainer_for(self.task, self.spec, entropy=entropy)
+        except SpecError as error:
+            raise UpdateRefused(str(error)) from error
 
     @cached_property
     def examples(self) -> Split[Examples]:
@@ -94,10 +103,26 @@ class Job:
             raise UpdateRefused(f"{self.task.name}.root() returned nothing; expected some clean examples")
         return examples
 
-    def work(self, ref: Ref, parameters: Parameters, kept: Kept) -> tuple[Update, Kept]:
-        """Train or evaluate from the parameters of a round; return what is sent, and what is kept of it."""
+    def work(self, ref: Ref, parameters: Parameters, kept: Kept, clip: float) -> tuple[Update, Kept]:
+        """Train or evaluate from the parameters of a round; return what is sent, and what is kept of it.
+
+        clip: the clip norm of a private round.
+        """
         self.trainer.receive(parameters)
+        update, state = self.measure(ref, kept)
+        if self.spec.privacy == OFF or (self.evaluator and ref.kind == "evaluate"):  # on the operator's data
+            return update, state
+        rng = generator("device noise", secrets.randbits(256))
+        (sent,) = released(self.strategy, ref.kind, Rows.of([update]), clip, [rng]).updates()
+        return sent, state
+
+    def measure(self, ref: Ref, kept: Kept) -> tuple[Update, Kept]:
+        """Train or evaluate, and return all that came of it."""
         if ref.kind == "train":
+            if isinstance(self.spec.privacy, ExampleLevel):
+                # Asked twice for one piece of work, from other parameters, the noise must be another too:
+                # equal noise would cancel in the difference. DP-SGD draws it by the attempt's number.
+                ref = replace(ref, attempt=secrets.randbits(63))
             return self.trainer.train(ref, self.client, self.examples.train, kept)
         if ref.kind == "root":  # under the name that it has in a simulation, and it keeps nothing
             return self.trainer.train(ref, "root", self.root, {})[0], {}
@@ -139,6 +164,7 @@ class Worker:
         keep: str,
         out: str,
         layout: str,
+        clip: float,
         **of: Any,
     ) -> Message:
         """Train or evaluate, write what is kept and the update's numbers, and return the update's head."""
@@ -153,7 +179,11 @@ class Worker:
                 f"run; install the same versions of the task and of what it imports on both sides"
             )
         received = read(Path(parameters), own, extra)
-        update, state = self.job.work(Ref(*ref), received, load_kept(Path(kept)))
+        try:
+            update, state = self.job.work(Ref(*ref), received, load_kept(Path(kept)), clip)
+        except Exception:
+            self.key = None  # a trainer that was interrupted amid a step may hold half of it
+            raise
         save_kept(Path(keep), state)
         return write(update, own, Path(out))
 

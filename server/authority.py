@@ -1,4 +1,4 @@
-"""The authority: who may enrol under which name, and the certificates that say so.
+"""The authority: who may enrol under which name, the certificates that say so, and the heads of ledgers.
 
 A folder, 0700, private keys and database 0600:
 
@@ -6,7 +6,7 @@ A folder, 0700, private keys and database 0600:
     ca.pem                   the root that every participant pins
     root/key.pem             signs intermediates only; take root/ offline once the authority runs
     certificate.pem key.pem  the intermediate, which signs participants
-    authority.db             tokens (only their hashes) and what was issued
+    authority.db             tokens (only their hashes), what was issued, and what ledgers it was shown
 """
 
 import secrets
@@ -23,12 +23,13 @@ from typing import Self
 import tomli_w
 from cryptography import x509
 
+from fedcore.chain import Head
 from fedcore.crypto import certificates
 from fedcore.crypto.certificates import Key, PublicKey, key_from_pem, key_to_pem, new_key, to_pem
 from fedcore.crypto.files import make_private_folder, read_private, write_atomically
 from fedcore.crypto.identity import Clock, Identity, utc_now
 from fedcore.crypto.names import Name
-from fedcore.errors import AuthenticationError, ConfigError
+from fedcore.errors import AuthenticationError, ConfigError, UpdateRefused
 from fedcore.wire.address import parse_address
 from fedcore.wire.token import SECRET_BYTES, Token
 
@@ -46,7 +47,15 @@ CREATE TABLE tokens (
     used          INTEGER,
     serial        TEXT REFERENCES certificates (serial)
 ) STRICT;
+CREATE TABLE heads (
+    name     TEXT NOT NULL,     -- of the client
+    ledger   TEXT NOT NULL,
+    sequence INTEGER NOT NULL,  -- rows it had
+    hash     BLOB NOT NULL,     -- of the last one
+    PRIMARY KEY (name, ledger)
+) STRICT;
 """
+LEDGERS = 64  # of one client; strangers' rows cost disk for ever
 
 Chain = list[x509.Certificate]
 
@@ -166,6 +175,26 @@ class Authority:
         key = new_key()
         chain = self.issue(name, key.public_key())
         return Identity.verified(key, chain, self.root, self.clock())
+
+    def witness(self, name: Name, ledger: str, head: Head, previous: Head) -> Head:
+        """Remember the head of a client's ledger, and return the one that is remembered now.
+
+        previous: the one that the client believes is remembered. A ledger that has grown since contains it;
+        where it is another, or the new head is shorter, nothing changes, and the client has to look for the
+        returned head in its ledger: it has missed an answer, or the ledger was rolled back.
+        Raises UpdateRefused for too many ledgers.
+        """
+        with self._transaction() as books:
+            query = "SELECT ledger, sequence, hash FROM heads WHERE name = ?"
+            heads = {known: Head(*values) for known, *values in books.execute(query, (str(name),))}
+            known = heads.get(ledger)
+            if known and (known != previous or head.sequence <= known.sequence):
+                return known
+            if not known and len(heads) >= LEDGERS:
+                raise UpdateRefused(f"{name} has shown {len(heads)} ledgers; expected at most {LEDGERS}")
+            row = (str(name), ledger, head.sequence, head.hash)
+            books.execute("INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?)", row)
+            return head
 
     def _issue(self, books: sqlite3.Connection, name: Name, public_key: PublicKey) -> Chain:
         leaf = certificates.issue_leaf(name, public_key, self.intermediate, self.key, self.clock())

@@ -1,4 +1,4 @@
-"""`fedcore authority`: make a federation's authority, hand out tokens, serve enrolment."""
+"""`fedcore authority`: make a federation's authority, hand out tokens, enrol, witness ledgers."""
 
 import asyncio
 import json
@@ -113,7 +113,7 @@ def start(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT, if not the address of 'init'.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Log JSON lines.")] = False,
 ) -> None:
-    """Serve enrolment until SIGTERM or Ctrl-C.
+    """Serve enrolment, and witness the clients' ledgers, until SIGTERM or Ctrl-C.
 
     [bold]Examples[/bold]
 

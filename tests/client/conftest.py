@@ -21,7 +21,7 @@ from fedcore.crypto.identity import Identity
 from fedcore.crypto.names import Name
 from fedcore.crypto.tls import Context, require, server_credentials
 from fedcore.layout import Entry, Layout
-from fedcore.messages import Assignment, Blob, Decline, Hello, Outcome, Ref, UploadHead, Verdict
+from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, Ref, UploadHead, Verdict
 from fedcore.server.authority import Authority
 from fedcore.spec import RunSpec
 from fedcore.wire import codec, grpc
@@ -109,6 +109,7 @@ class FakeCoordinator(CoordinatorServicer):
     fetched: list[str] = field(default_factory=list)
     hellos: "asyncio.Queue[Hello]" = field(default_factory=asyncio.Queue)
     declines: "asyncio.Queue[Decline]" = field(default_factory=asyncio.Queue)
+    accepts: "asyncio.Queue[Accept]" = field(default_factory=asyncio.Queue)
     uploads: "asyncio.Queue[tuple[UploadHead, bytes]]" = field(default_factory=asyncio.Queue)
     outbox: "asyncio.Queue[pb.ToAgent | None]" = field(default_factory=asyncio.Queue)
     refusal: tuple[grpc.StatusCode, str] | None = None  # of the next calls, until it is taken away
@@ -135,9 +136,11 @@ class FakeCoordinator(CoordinatorServicer):
 
     async def listen(self, requests: AsyncIterator[pb.FromAgent]) -> None:
         async for request in requests:
-            decline = codec.from_agent(request)
-            assert isinstance(decline, Decline)
-            self.declines.put_nowait(decline)
+            match codec.from_agent(request):
+                case Decline() as decline:
+                    self.declines.put_nowait(decline)
+                case Accept() as accept:
+                    self.accepts.put_nowait(accept)
 
     async def Download(self, request: pb.Blob, context: Context) -> AsyncIterator[pb.Chunk]:
         self.fetched.append(request.sha256)
@@ -246,7 +249,7 @@ class Federation:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what no message announces."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - a file that another process writes
                 await asyncio.sleep(0.01)
 

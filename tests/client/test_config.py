@@ -20,7 +20,9 @@ def test_the_template_holds_every_key_with_its_default(tmp_path: Path) -> None:
     assert config.settings == Settings(coordinator="example.org:8710")
     written = tomllib.loads(path.read_text(encoding="utf-8"))
     assert set(written) == set(Settings.model_fields)
-    assert set(written["policy"]) == set(type(config.settings.policy).model_fields)
+    for table in ("policy", "ledger"):
+        assert set(written[table]) == set(type(getattr(config.settings, table)).model_fields)
+    assert config.ledger is None
     assert config.state == (tmp_path / "agent" / "state").resolve()
 
 
@@ -48,6 +50,10 @@ def test_the_template_takes_no_address_that_does_not_fit(tmp_path: Path) -> None
         ('[policy]\nencryption = "tsl"', r"agent.toml:2: .*'tsl' is not known; did you mean 'tls'\?"),
         ("[tasks]\n\nDigits = 3", "agent.toml:3: tasks.Digits: 3: expected text in quotes"),
         ("[data]\nsince = 2020-01-31", "agent.toml:2: data.since"),
+        ('[policy]\nhours = "22-6"', "agent.toml:2: policy.hours: '22-6': expected HH:MM-HH:MM, local time"),
+        ('[policy]\nhours = "24:00-06:00"', "agent.toml:2: policy.hours: .* such as 22:00-06:00"),
+        ('[ledger]\npath = "a"', "agent.toml:1: ledger: path needs dataset and epsilon beside it"),
+        ('[ledger]\nunit = "patient"', "agent.toml:2: ledger.unit: 'patient' is not known"),
         ("evaluator = 1", "agent.toml:1: evaluator: 1: expected true or false"),
         ("state = ", "not valid TOML"),
     ],
@@ -73,3 +79,23 @@ def test_a_place_is_the_key_or_else_its_table(tmp_path: Path) -> None:
 def test_data_options_may_be_anything_that_json_knows(tmp_path: Path) -> None:
     config = load(tmp_path, '[data]\npath = "a.npz"\nlimits = [1, 2.5]\nnested = { deep = true }\n')
     assert config.settings.data == {"path": "a.npz", "limits": [1, 2.5], "nested": {"deep": True}}
+
+
+LEDGER = '[ledger]\npath = "{}"\ndataset = "clinic-a"\nepsilon = 8.0\n'
+
+
+def test_a_ledger_lies_outside_the_agents_state(tmp_path: Path) -> None:
+    assert load(tmp_path, LEDGER.format("../a.ledger")).ledger == (tmp_path / "../a.ledger").resolve()
+    assert load(tmp_path, LEDGER.format("~/a.ledger")).ledger == Path.home() / "a.ledger"
+    for inside in ("state/a.ledger", "../x/../state/a.ledger", str(tmp_path / "state" / "deep" / "a.ledger")):
+        folder = tmp_path / "x" if inside.startswith("..") else tmp_path
+        folder.mkdir(exist_ok=True)
+        config = load(folder, f'state = "{tmp_path / "state"}"\n' + LEDGER.format(inside))
+        with pytest.raises(ConfigError, match=r"agent.toml:3: ledger.path: .* lies in the agent's state"):
+            _ = config.ledger
+
+
+def test_an_evaluator_has_no_ledger(tmp_path: Path) -> None:
+    config = load(tmp_path, "evaluator = true\n" + LEDGER.format("a.ledger"))
+    with pytest.raises(ConfigError, match="an evaluator holds the operator's data"):
+        _ = config.ledger

@@ -1,5 +1,7 @@
 """The owner's rules, one by one."""
 
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ from hypothesis import strategies as st
 
 from fedcore.client.config import STRENGTHS, Config, Settings
 from fedcore.client.policy import Policy
+from fedcore.crypto.names import Name
 from fedcore.errors import UpdateRefused
 from fedcore.messages import Assignment, Blob, Ref
+from fedcore.privacy.account import Claim
+from fedcore.privacy.events import Gaussian
 from fedcore.spec import Encryption, RunSpec
 
 TEXT = '[tasks]\nDigits = "tasks:Digits"\n[policy]\nsmallest_cohort = 3\nencryption = "tls"\n'
@@ -22,9 +27,17 @@ def policy(**terms: Any) -> Policy:
     return Policy(Config(Path(), settings, TEXT), {"Digits": DIGEST})
 
 
-def assignment(task: str = "Digits", digest: str = DIGEST, cohort: int = 3, spec: Any = None) -> Assignment:
-    ref, blob = Ref("run", 1, 0, "train"), Blob("b" * 64, 4)
-    return Assignment(ref, task, digest, spec or RunSpec(), "c" * 64, blob, cohort, 60.0)
+def assignment(
+    task: str = "Digits",
+    digest: str = DIGEST,
+    cohort: int = 3,
+    spec: Any = None,
+    kind: Any = "train",
+    round: int = 1,
+    clip: float = 0.0,
+) -> Assignment:
+    ref, blob = Ref("run", round, 0, kind), Blob("b" * 64, 4)
+    return Assignment(ref, task, digest, spec or RunSpec(), "c" * 64, blob, cohort, 60.0, clip=clip)
 
 
 def test_what_keeps_to_every_rule_is_allowed() -> None:
@@ -67,3 +80,127 @@ def test_weaker_encryption_than_demanded_is_refused(given: Any, demanded: Any) -
     else:
         with pytest.raises(UpdateRefused, match=f"^agent.toml:5: policy.encryption: .*at least '{demanded}'"):
             judge(work)
+
+
+# --- when work may begin
+
+DAY = datetime(2030, 1, 2).astimezone()
+
+
+def at(time: str, folder: Path = Path(), **terms: Any) -> Policy:
+    """Return a policy on a device whose clock stands at HH:MM, local time."""
+    hour, minute = map(int, time.split(":"))
+    settings = Settings.model_validate({"policy": terms})
+    return Policy(Config(folder, settings, TEXT), {}, lambda: DAY.replace(hour=hour, minute=minute))
+
+
+@pytest.mark.parametrize(
+    ("hours", "inside", "outside"),
+    [
+        ("22:00-06:00", ("22:00", "23:59", "00:00", "05:59"), ("21:59", "06:00", "12:00")),
+        ("08:30-17:00", ("08:30", "16:59"), ("08:29", "17:00", "00:00")),
+        ("00:00-00:00", ("00:00", "12:00", "23:59"), ()),
+        ("", ("00:00", "12:00"), ()),
+    ],
+)
+def test_work_begins_within_the_hours(hours: str, inside: tuple[str, ...], outside: tuple[str, ...]) -> None:
+    for time in inside:
+        at(time, hours=hours).admit(assignment())
+    for time in outside:
+        with pytest.raises(
+            UpdateRefused, match=rf"policy.hours: it is {time} here, work begins within {hours}"
+        ):
+            at(time, hours=hours).admit(assignment())
+
+
+def test_training_begins_so_often_a_day(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    early, late = (at(time, tmp_path, rounds_per_day=2) for time in ("08:00", "23:59"))
+    for number in range(2):
+        early.begin(assignment())
+        assert late.pace.starts(late.clock()) == number + 1
+    for refusing in (late.admit, late.begin):
+        with pytest.raises(
+            UpdateRefused, match="rounds_per_day: training has begun 2 times in 24 hours, expec"
+        ):
+            refusing(assignment())
+    late.begin(assignment(kind="evaluate"))
+    tomorrow = replace(late, clock=lambda: DAY.replace(hour=8, minute=1) + timedelta(days=1))
+    tomorrow.begin(assignment())
+
+
+# --- what goes into the ledger
+
+LEDGER = {"path": "a.ledger", "dataset": "clinic-a", "epsilon": 8.0}
+EXAMPLE = {"level": "example", "noise_multiplier": 1.0, "sampling_rate": 0.01}
+CLIENT = {"level": "client", "noise_multiplier": 1.0, "population": 100}
+NAME = Name("fed", "client", "hospital-1")
+
+
+def claim(
+    privacy: dict[str, Any], kind: Any = "train", round: int = 1, clip: float = 0.0, **terms: Any
+) -> Claim | None:
+    spec = RunSpec.parse({"run": {"rounds": 5}, "client": {"steps": 20}, "privacy": privacy})
+    settings = Settings.model_validate({"ledger": {**LEDGER, **terms}})
+    work = assignment(spec=spec, kind=kind, round=round, clip=clip)
+    return Policy(Config(Path(), settings, '[ledger]\npath = "a.ledger"'), {}).claim(work, NAME)
+
+
+def test_a_claim_is_what_the_runs_spec_says() -> None:
+    asked = claim(EXAMPLE)
+    piece, whole = (Gaussian(1.0, 0.01, steps) for steps in (20, 100))
+    assert asked == Claim(
+        "fed/run", "run/1.0/train", str(NAME), "example", "enforced", (piece,), (whole,), once=False
+    )
+    metrics = claim({**EXAMPLE, "metric_noise": 4.0}, "evaluate")
+    assert metrics and metrics.history == (Gaussian(4.0),)
+    assert metrics.whole == (whole, Gaussian(4.0, 1.0, 5))
+
+
+def test_where_the_coordinator_makes_the_noise_the_whole_run_is_claimed_once() -> None:
+    asked = claim(CLIENT, unit="client", accept_trusted=True)
+    assert asked and asked.history == asked.whole == (Gaussian(1.0, 0.1, 5),)
+    assert asked.once and (asked.unit, asked.trust) == ("client", "trusted")
+
+
+def test_an_offer_claims_the_whole_run_and_only_the_median_may_move_the_clip_norm() -> None:
+    terms: dict[str, Any] = {"unit": "client", "accept_trusted": True}
+    train, offer = (claim(CLIENT, kind, clip=1.0, **terms) for kind in ("train", "offer"))
+    assert train and offer and (train.history, train.whole) == (offer.history, offer.whole)
+    assert claim({**CLIENT, "adaptive": True}, clip=3.0, **terms)
+
+
+def test_without_a_ledger_nothing_is_claimed() -> None:
+    assert claim({}, path="") is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"privacy": {}}, '^agent.toml:1: ledger: the run has no differential privacy.* level = "example"'),
+        ({"privacy": {}, "unit": "client"}, 'level = "local"'),
+        ({"privacy": CLIENT}, r"ledger.accept_trusted: the noise of level 'client' is the coordinator's"),
+        ({"privacy": EXAMPLE, "kind": "evaluate"}, "ledger: evaluate would send numbers without noise"),
+        (
+            {"privacy": CLIENT, "kind": "evaluate", "accept_trusted": True},
+            "evaluate would send numbers without noise",
+        ),
+        ({"privacy": {**EXAMPLE, "metric_noise": 1.0}, "kind": "root"}, "root would send numbers without"),
+        (
+            {"privacy": EXAMPLE, "kind": "offer"},
+            "level 'example' is paid for round by round, not by an offer",
+        ),
+        (
+            {"privacy": {"level": "tree", "noise_multiplier": 1.0, "separation": 10**9}},
+            r"ledger.accept_trusted: the noise of level 'tree'",
+        ),
+        (
+            {"privacy": CLIENT, "accept_trusted": True, "clip": 1e9},
+            "ledger: the round's clip norm is 1e\\+09, but the run's is 1 in all rounds",
+        ),
+        ({"privacy": EXAMPLE, "round": 6}, "round 6 of a run of 5 rounds is in no schedule"),
+    ],
+)
+def test_what_has_no_place_in_the_ledger_is_refused(asked: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UpdateRefused, match=reason):
+        claim(**asked)

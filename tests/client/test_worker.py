@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as arrays
 from fedcore.client.kept import load_kept, save_kept
 from fedcore.client.process import WorkerProcess, WorkFailed
 from fedcore.client.training import Kept, trainer_for
-from fedcore.client.worker import read, write
+from fedcore.client.worker import Job, read, write
 from fedcore.data import save_split
 from fedcore.errors import UpdateRefused
 from fedcore.layout import Entry, Layout
@@ -36,6 +36,17 @@ from fedcore.tasks import Digits
 
 Federation = Any  # of conftest, which importlib mode cannot import
 COMMAND = [sys.executable, "-P", "-m", "fedcore.client.worker"]
+
+NORMED = """
+from torch import nn
+
+import fedcore
+
+
+class Normed(fedcore.Task):
+    def model(self):
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+"""
 
 
 def order(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -54,6 +65,7 @@ def order(folder: Path, **changes: Any) -> dict[str, Any]:
         "kept": str(folder / "kept"),
         "keep": str(folder / "keep"),
         "out": str(folder / "out"),
+        "clip": 0.0,
     }
     return {**fields, **changes}
 
@@ -240,3 +252,26 @@ def test_what_is_broadcast_is_read_from_behind_the_model(tmp_path: Path) -> None
     assert {key: v.tolist() for key, v in parameters.extra.items()} == {"first": [3, 4], "second": [5, 6]}
     with pytest.raises(UpdateRefused, match="28 bytes, the layout needs 20"):
         read(tmp_path / "blob", layout, ("first",))
+
+
+def test_the_same_work_asked_for_twice_has_other_noise(tmp_path: Path) -> None:
+    """Equal noise would cancel in the difference of two updates, made from parameters that differ."""
+    table = {"level": "example", "noise_multiplier": 1.0, "sampling_rate": 0.1}
+    spec = RunSpec.parse({"run": {"task": "fedcore.tasks:Digits"}, "client": {"steps": 2}, "privacy": table})
+    save_split(
+        tmp_path / "data.npz", Population(Digits(), spec.with_("simulation.clients=9")).split("client-000000")
+    )
+    job = Job(Digits(), spec, "client-000000", {"path": str(tmp_path / "data.npz")}, False)
+    ref, parameters = Ref("run", 1, 0, "train"), job.trainer.parameters()
+    with threads(1):
+        sent = [job.work(ref, parameters, {}, 0.0)[0].vectors["delta"] for _ in range(2)]
+    noise = np.subtract(*sent)
+    assert np.std(noise) > 0.5 * np.std(sent[0]), "as of two independent draws"
+
+
+def test_a_model_that_cannot_be_private_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "normed.py").write_text(NORMED)
+    table = {"level": "example", "noise_multiplier": 1.0, "sampling_rate": 0.1}
+    spec = RunSpec.parse({"privacy": table}).model_dump_json(exclude={"simulation"})
+    with pytest.raises(UpdateRefused, match=r"use nn\.GroupNorm"):
+        ask(WorkerProcess(tmp_path, {"Normed": "normed:Normed"}), **order(tmp_path, task="Normed", spec=spec))

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AuthorityStub(object):
-    """Served with server authentication only: who calls has no certificate yet.
+    """Served with server authentication only: who enrols has no certificate yet, and others sign what they say.
     """
 
     def __init__(self, channel):
@@ -40,16 +40,30 @@ class AuthorityStub(object):
                 request_serializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolRequest.SerializeToString,
                 response_deserializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolResponse.FromString,
                 _registered_method=True)
+        self.Witness = channel.unary_unary(
+                '/fedcore.wire.v1.Authority/Witness',
+                request_serializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.SerializeToString,
+                response_deserializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.FromString,
+                _registered_method=True)
 
 
 class AuthorityServicer(object):
-    """Served with server authentication only: who calls has no certificate yet.
+    """Served with server authentication only: who enrols has no certificate yet, and others sign what they say.
     """
 
     def Enrol(self, request, context):
         """Exchanges a single-use token for a certificate. Repeating it with the same key gives the same
         certificate for as long as the token is valid, because the reply may be lost.
         INVALID_ARGUMENT: the request is malformed. UNAUTHENTICATED: the token is unknown, used or expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Witness(self, request, context):
+        """Takes a client's LedgerStatement and returns a LedgerReceipt, which says what the authority remembers.
+        INVALID_ARGUMENT: the request is malformed. UNAUTHENTICATED: signature or certificate do not hold.
+        RESOURCE_EXHAUSTED: the client has too many ledgers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,6 +77,11 @@ def add_AuthorityServicer_to_server(servicer, server):
                     request_deserializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolRequest.FromString,
                     response_serializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolResponse.SerializeToString,
             ),
+            'Witness': grpc.unary_unary_rpc_method_handler(
+                    servicer.Witness,
+                    request_deserializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.FromString,
+                    response_serializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'fedcore.wire.v1.Authority', rpc_method_handlers)
@@ -72,7 +91,7 @@ def add_AuthorityServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Authority(object):
-    """Served with server authentication only: who calls has no certificate yet.
+    """Served with server authentication only: who enrols has no certificate yet, and others sign what they say.
     """
 
     @staticmethod
@@ -92,6 +111,33 @@ class Authority(object):
             '/fedcore.wire.v1.Authority/Enrol',
             fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolRequest.SerializeToString,
             fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Witness(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedcore.wire.v1.Authority/Witness',
+            fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.SerializeToString,
+            fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.FromString,
             options,
             channel_credentials,
             insecure,
