@@ -113,11 +113,16 @@ class Operator:
 
 
 def submission_for(task: Any, spec: Any) -> tuple[Submission, Parameters]:
-    """Return a run of a task as it is handed in, with initial parameters seeded as a simulation's."""
+    """Return a run of a task as it is handed in, with initial parameters seeded as a simulation's.
+
+    A private run states its noise: devices reserve their budget by that, not by a target.
+    """
     from fedcore.client.training import trainer_for
     from fedcore.metrics import names
+    from fedcore.privacy.claims import resolved
     from fedcore.task import digest
 
+    spec = resolved(spec)
     trainer = trainer_for(task, spec)
     parameters, layout = trainer.parameters(), trainer.layout
     blob = Blob(parameters.digest, layout.nbytes)

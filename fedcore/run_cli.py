@@ -64,6 +64,7 @@ def submit(
     fedcore run submit run.toml --set run.rounds=3 --set cohort.size=4
     """
     from fedcore.operator import Operator, submission_for
+    from fedcore.privacy.claims import guarantees
     from fedcore.spec import RunSpec
     from fedcore.task import resolve
 
@@ -74,6 +75,8 @@ def submit(
         if not as_json:
             typer.echo(f"run {info.run}: {info.rounds} rounds of {info.task}", err=follow)
             typer.echo("updates travel under TLS, readable by the coordinator (encryption.updates)", err=True)
+            for guarantee in guarantees(submission.spec, info.rounds):
+                typer.echo(f"privacy: {guarantee}", err=True)
         elif not follow:
             typer.echo(json.dumps(as_dict(info)))
         if follow:
@@ -200,11 +203,11 @@ def show_progress(updates: Iterable["RunInfo"], as_json: bool) -> None:
 
 def line(row: dict[str, Any], rounds: int) -> str:
     """Return one round as a line."""
-    named = {
-        name: value for name, value in row.items() if name not in ("round", "folded", "refused", "seconds")
-    }
+    beside = ("round", "folded", "refused", "expected", "seconds")
+    named = {name: value for name, value in row.items() if name not in beside}
+    updates = f"{row['folded']} updates" if "folded" in row else f"{row['expected']:g} expected"
     values = "  ".join(f"{name} {value:.4g}" for name, value in named.items())
-    return f"round {row['round']}/{rounds}  {row['folded']} updates  {row['seconds']:.2f} s  {values}"
+    return f"round {row['round']}/{rounds}  {updates}  {row['seconds']:.2f} s  {values}"
 
 
 def as_dict(info: "RunInfo") -> dict[str, Any]:

@@ -100,6 +100,7 @@ class Blobs:
         text = json.dumps(header)
         text = text.ljust(-(-len(text) // 8) * 8)  # the numbers lie aligned
         # Written and read here, because the library holds the interpreter lock, which stops the event loop.
+        path.touch(0o600)  # a key of noise may be among the vectors
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text.encode())
             for vector in vectors.values():

@@ -24,6 +24,7 @@ from fedcore.server.store import Run, Store
 from fedcore.strategies import from_table
 from fedcore.strategies.conflicts import check as check_strategy
 from fedcore.strategies.modes import Synchronous
+from fedcore.strategies.privacy import private
 from fedcore.strategies.rounds import train_plan
 
 log = logging.getLogger("fedcore.server")
@@ -105,6 +106,19 @@ class Coordinator:
             for live in self.live.values():
                 live.depart(session.client)
 
+    def accept(self, ref: Ref, client: str) -> None:
+        """A device takes part in a run."""
+        if (driver := self.drivers.get(ref.run)) and driver.offers and ref.kind == "offer":
+            driver.offers.accept(client)
+
+    def decline(self, ref: Ref, client: str, reason: str) -> None:
+        """A device will not do a piece of work, or take part in a run."""
+        if ref in self.live:  # otherwise it has closed
+            self.live[ref].lose(client, f"declined: {reason}")
+        elif (driver := self.drivers.get(ref.run)) and driver.offers and ref.kind == "offer":
+            driver.offers.decline(client)
+            log.warning("run declined", extra={"client": client, "run": ref.run, "reason": reason})
+
     def round_of(self, ref: Ref) -> LiveRound:
         """Return the open round of that name; raises UpdateRefused where there is none."""
         if ref not in self.live:
@@ -117,7 +131,8 @@ def check(submission: Submission) -> None:
 
     It blocks, for it may import plug-ins.
     """
-    strategy, spec, layout = from_table(submission.spec.strategy), submission.spec, submission.layout
+    spec, layout = submission.spec, submission.layout
+    strategy = private(from_table(spec.strategy), spec)
     if spec.attack:
         raise SpecError("attack: attacks are for simulations; remove the table, or run `fedcore simulate`")
     if strategy.mode != Synchronous():

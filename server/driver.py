@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -11,10 +12,14 @@ from typing import TYPE_CHECKING
 
 from fedcore.errors import FedcoreError
 from fedcore.messages import Assignment, Blob, Plan, Ref, Verdict
+from fedcore.privacy.claims import spent
+from fedcore.privacy.levels import OFF, ClientLevel
 from fedcore.server.live import GRACE, LiveRound
+from fedcore.server.offers import Offers
 from fedcore.server.registry import Signal
 from fedcore.server.store import Committed, Known, Run
 from fedcore.strategies import Strategy, from_table
+from fedcore.strategies.privacy import clip_norm, private
 from fedcore.strategies.rounds import (
     State,
     advance,
@@ -22,6 +27,7 @@ from fedcore.strategies.rounds import (
     evaluate_plan,
     initial_state,
     metrics,
+    tally,
     train_plan,
 )
 from fedcore.strategies.samplers import Memory
@@ -48,13 +54,20 @@ class Driver:
         if self.unevaluated:
             self.rows.pop()
         self.untold: list[LiveRound] = []
+        drawn = isinstance(run.spec.privacy, ClientLevel)  # from those who have accepted the run
+        self.offers = Offers(coordinator.registry) if drawn else None
         self.task: asyncio.Task[None] | None = None
         self.changed = Signal()
 
     @cached_property
     def strategy(self) -> Strategy:
         """The run's; first asked for off the loop, by `restore`, since a plug-in may have to be imported."""
-        return from_table(self.run.spec.strategy)
+        return private(from_table(self.run.spec.strategy), self.run.spec)
+
+    @cached_property
+    def spent(self) -> list[float]:
+        """The epsilon spent after each round, against the model's receiver; empty without privacy."""
+        return spent(self.run.spec)
 
     @property
     def extra(self) -> tuple[str, ...]:
@@ -155,6 +168,7 @@ class Driver:
     def restore(self) -> State:
         """Return the state that the last committed round left."""
         blobs = self.coordinator.blobs
+        _ = self.spent  # here rather than amid the first round: an accountant takes a second to begin
         parameters = blobs.parameters(self.address, self.run.layout, self.extra)
         if not self.committed:
             return initial_state(self.strategy, parameters)
@@ -168,7 +182,7 @@ class Driver:
         while True:
             ready = await self.gather()
             plans = self.plans(Ref(self.run.id, number, attempt, "train"), ready, state)
-            live, *root = await self.play(*plans)
+            live, *root = await self.play(ready, *plans)
             if lacks := self.lacks(live, *root):
                 self.tell(lambda _: False)
                 attempt += 1
@@ -176,7 +190,9 @@ class Driver:
                 await asyncio.sleep(min(30.0, 0.1 * 2**attempt))
                 continue
             state, committed, news = await self.coordinator.calculate(self.close, live, root, state, ready)
-            committed.row["seconds"] = time.perf_counter() - started
+            # A private round takes its deadline; how much longer would tell how many updates were added.
+            seconds = time.perf_counter() - started
+            committed.row["seconds"] = live.plan.deadline if live.plan.timed else seconds
             await self.coordinator.write(self.commit, committed, news)
             self.committed.append(committed)
             self.clients.update(news)
@@ -187,13 +203,23 @@ class Driver:
     def plans(self, ref: Ref, ready: Sequence[str], state: State) -> list[Plan]:
         """Plan a round of training, and beside it, where the aggregator asks, one on the evaluator's data."""
         spec = self.run.spec
-        clients = cohort(self.strategy, spec, ref, ready, spec.cohort.asked, state.memory)
+        clients = self.cohort(ref, ready, state.memory)
         population = len(self.clients.keys() | set(ready))
-        plan = train_plan(self.strategy, spec, self.run.layout, ref, clients, population)
+        clip = clip_norm(self.strategy.privacy, state.vectors)
+        plan = train_plan(self.strategy, spec, self.run.layout, ref, clients, population, clip)
         if not self.rooted:
             return [plan]
         root, trusted = replace(ref, kind="root"), tuple(self.evaluators()[:1])
         return [plan, replace(plan, ref=root, cohort=trusted, goal=1, minimum=1)]
+
+    def cohort(self, ref: Ref, ready: Sequence[str], memory: Memory) -> tuple[str, ...]:
+        """Draw a cohort; a private one by the operating system's randomness, since who is in it is secret."""
+        spec, entropy = self.run.spec, self.entropy()
+        return cohort(self.strategy, spec, ref, ready, spec.cohort.asked, memory, entropy)
+
+    def entropy(self) -> int | None:
+        """Return 256 new bits that nothing else knows or keeps; None where the run promises no privacy."""
+        return None if self.strategy.privacy == OFF else secrets.randbits(256)
 
     def lacks(self, live: LiveRound, *root: LiveRound) -> str:
         """Return what an attempt lacks to make a round, "" where it lacks nothing."""
@@ -211,13 +237,13 @@ class Driver:
         if root:
             live.round.root = root[0].round.rows.packed()["delta"][0]
         path, draft = blobs.draft(self.address, self.run.layout, self.extra)
-        after = advance(self.strategy, live.round, state, spec.run.seed, lambda _: draft)
+        after = advance(self.strategy, live.round, state, spec.run.seed, lambda _: draft, self.entropy())
         model = draft.digest if self.extra else ""
         blob = blobs.adopt(path)
         vectors = blobs.save_state(after.vectors)
-        means = {f"train_{name}": value for name, value in metrics(live.round).items()}
-        refused = sum(verdict.status == "refused" for verdict in live.round.verdicts.values())
-        row = {"round": after.round, "folded": len(live.round.folded), "refused": refused, **means}
+        row = {"round": after.round, **tally(live.round)}
+        if self.spent:
+            row["epsilon"] = self.spent[after.round - 1]
         committed = Committed(after.round, blob.sha256, model or blob.sha256, vectors, row)
         return after, committed, self.news(live, after.memory, ready)
 
@@ -250,24 +276,33 @@ class Driver:
         """Test the new model where the spec says."""
         spec, ref = self.run.spec, Ref(self.run.id, number, 0, "evaluate")
         if spec.evaluation.where == "holdout":
-            clients = tuple(self.evaluators()[:1])
+            ready = self.evaluators()[:1]
+            clients = tuple(ready)
         else:
-            clients = cohort(self.strategy, spec, ref, await self.gather(), spec.cohort.asked, {})
-        if not clients:
+            ready = await self.gather()
+            clients = self.cohort(ref, ready, {})
+        secret = self.offers and spec.evaluation.where == "clients"
+        if not clients and not secret:  # a secret cohort may be empty, and nobody may know
             log.warning("no evaluator is connected; this round is not evaluated", extra={"ref": ref})
             return
-        (live,) = await self.play(evaluate_plan(spec, ref, clients, self.run.metrics))
+        (live,) = await self.play(ready, evaluate_plan(spec, ref, clients, self.run.metrics))
         self.tell(lambda _: True)
-        means = metrics(live.round)
+        privacy = OFF if spec.evaluation.where == "holdout" else self.strategy.privacy
+        means = metrics(live.round, privacy, self.entropy())
         await self.coordinator.write(self.coordinator.store.add_metrics, self.run.id, number, means)
         self.committed[-1].row.update(means)
 
-    async def play(self, *plans: Plan) -> list[LiveRound]:
-        """Play one attempt from assignments to close; more than one plan goes on side by side."""
+    async def play(self, ready: Sequence[str], *plans: Plan) -> list[LiveRound]:
+        """Play one attempt from assignments to close; more than one plan goes on side by side.
+
+        ready: those among whom a cohort was drawn. One that is secret keeps all of them from other runs,
+        which would otherwise see, by whom they can have, who is in it.
+        """
         coordinator, ref = self.coordinator, plans[0].ref
+        cohorts = [client for plan in plans for client in plan.cohort]
         # Before anything is awaited: until now, the clients were free for every run.
-        coordinator.registry.lease(ref.run, [client for plan in plans for client in plan.cohort])
-        self.say(f"round {ref.round}: {ref.kind} with {len(plans[0].cohort)} clients")
+        coordinator.registry.lease(ref.run, ready if plans[0].timed else cohorts)
+        self.say(f"round {ref.round}: {ref.kind} with {_size(plans[0])} clients")
         try:
             return await asyncio.gather(*map(self._play, plans))
         finally:
@@ -306,12 +341,19 @@ class Driver:
                 run.spec,
                 run.layout.digest,
                 blob,
-                len(plan.cohort),
+                _size(plan),
                 left,
                 folded,
+                plan.clip,
             )
 
         return make
+
+    def offer(self) -> Assignment:
+        """Return the question whether a device takes part in the run, at the price of all its rounds."""
+        spec, ref = self.run.spec.cohort, Ref(self.run.id, 1, 0, "offer")
+        plan = Plan(ref, (), 0, 0, spec.deadline, {}, {}, expected=float(spec.size), timed=True)
+        return self.assignment(plan)("", spec.deadline)
 
     @property
     def rooted(self) -> bool:
@@ -325,19 +367,30 @@ class Driver:
     async def gather(self) -> list[str]:
         """Wait for enough clients and return all that are eligible, by name.
 
-        Enough are as many as a round asks; or the minimum, once nobody has come or gone for a tenth of
-        the deadline. An evaluator is waited for where rounds need one.
+        Enough are as many as a round asks, once all have answered that were offered the run; or the minimum,
+        once nobody has come, gone or answered for a tenth of the deadline. An evaluator is waited for where
+        rounds need one.
         """
         spec, registry, task = self.run.spec.cohort, self.coordinator.registry, self.run.task
         while True:
             changed = registry.changed.next
             ready = registry.eligible(self.run.id, task, self.run.digest)
+            quiet, asking = registry.quiet, False
+            if self.offers:
+                ready = self.offers.willing(ready, self.offer())
+                quiet, asking = min(quiet, self.offers.quiet), bool(self.offers.open)
             rooted = bool(self.evaluators()) or not self.rooted
-            patience = GRACE * spec.deadline - registry.quiet if len(ready) >= spec.fewest else None
-            if rooted and (len(ready) >= spec.asked or (patience is not None and patience <= 0)):
+            patience = GRACE * spec.deadline - quiet if len(ready) >= spec.fewest else None
+            all_here = len(ready) >= spec.asked and not asking
+            if rooted and (all_here or (patience is not None and patience <= 0)):
                 return ready
             lacking = f"clients with task {task}: {len(ready)} of {spec.asked}"
             self.say(f"waiting for {lacking if rooted else f'an evaluator with task {task} and its root()'}")
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience if rooted else None):
                     await changed.wait()
+
+
+def _size(plan: Plan) -> int:
+    """Return how many clients are asked, of a cohort that is secret how many on average."""
+    return round(plan.expected) if plan.timed else len(plan.cohort)

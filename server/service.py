@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from fedcore.crypto.tls import Context, require
 from fedcore.errors import FedcoreError, ProtocolError, UpdateRefused
-from fedcore.messages import Blob, Decline, Hello, Plan, UploadHead
+from fedcore.messages import Accept, Blob, Decline, Hello, Plan, UploadHead
 from fedcore.server.blobs import Blobs
 from fedcore.server.coordinator import Coordinator
 from fedcore.server.live import LiveRound
@@ -91,8 +91,9 @@ class AgentService(CoordinatorServicer):
             async for request in requests:
                 match codec.from_agent(request):
                     case Decline(ref, reason):
-                        with suppress(UpdateRefused):  # of a round that has closed
-                            self.coordinator.round_of(ref).lose(session.client, f"declined: {reason}")
+                        self.coordinator.decline(ref, session.client, reason)
+                    case Accept(ref):
+                        self.coordinator.accept(ref, session.client)
                     case Hello():
                         raise ProtocolError("the stream has one hello")
         finally:

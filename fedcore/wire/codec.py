@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from fedcore.errors import ProtocolError
 from fedcore.layout import Layout
 from fedcore.messages import (
+    Accept,
     Assignment,
     Blob,
     Decline,
@@ -39,7 +40,7 @@ MAX_PENDING = 8  # pieces of work whose outcome an agent has not heard, one a ru
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
-KINDS = {"train": pb.KIND_TRAIN, "evaluate": pb.KIND_EVALUATE, "root": pb.KIND_ROOT}
+KINDS = {"train": pb.KIND_TRAIN, "evaluate": pb.KIND_EVALUATE, "root": pb.KIND_ROOT, "offer": pb.KIND_OFFER}
 STATUSES = {"folded": pb.STATUS_FOLDED, "late": pb.STATUS_LATE, "refused": pb.STATUS_REFUSED}
 KIND_NAMES: dict[Any, Any] = {value: name for name, value in KINDS.items()}
 STATUS_NAMES: dict[Any, Any] = {value: name for name, value in STATUSES.items()}
@@ -71,6 +72,11 @@ def _(hello: Hello) -> pb.FromAgent:
 
 
 @to_wire.register
+def _(accept: Accept) -> pb.FromAgent:
+    return pb.FromAgent(accept=pb.Accept(ref=to_wire(accept.ref)))
+
+
+@to_wire.register
 def _(decline: Decline) -> pb.FromAgent:
     return pb.FromAgent(decline=pb.Decline(ref=to_wire(decline.ref), reason=decline.reason[:MAX_TEXT]))
 
@@ -87,6 +93,7 @@ def _(assignment: Assignment) -> pb.ToAgent:
             cohort=assignment.cohort,
             deadline=assignment.deadline,
             folded=to_wire(assignment.folded) if assignment.folded else None,
+            clip=assignment.clip,
         )
     )
 
@@ -130,7 +137,7 @@ def blob_from_wire(message: pb.Blob) -> Blob:
     return Blob(_sha256(message.sha256, "blob"), message.size)
 
 
-def from_agent(message: pb.FromAgent) -> Hello | Decline:
+def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline:
     """Return what an agent says on its stream."""
     if message.HasField("hello"):
         hello = message.hello
@@ -149,6 +156,8 @@ def from_agent(message: pb.FromAgent) -> Hello | Decline:
         return Hello(dict(tasks), hello.evaluator, tuple(map(ref_from_wire, hello.pending)))
     if message.HasField("decline"):
         return Decline(ref_from_wire(message.decline.ref), message.decline.reason[:MAX_TEXT])
+    if message.HasField("accept"):
+        return Accept(ref_from_wire(message.accept.ref))
     raise ProtocolError("the agent's message is empty or of a newer version")
 
 
@@ -166,6 +175,8 @@ def to_agent(message: pb.ToAgent) -> Assignment | Outcome | None:
         work = message.assignment
         if not 0 < work.deadline < inf:
             raise ProtocolError(f"the assignment's deadline is {work.deadline} seconds")
+        if not 0 <= work.clip < inf:
+            raise ProtocolError(f"the assignment's clip norm is {work.clip}, expected 0 or more")
         return Assignment(
             ref=ref_from_wire(work.ref),
             task=_name(work.task.name, "task"),
@@ -176,6 +187,7 @@ def to_agent(message: pb.ToAgent) -> Assignment | Outcome | None:
             cohort=work.cohort,
             deadline=work.deadline,
             folded=ref_from_wire(work.folded) if work.HasField("folded") else None,
+            clip=work.clip,
         )
     raise ProtocolError("the coordinator's message is empty or of a newer version")
 

@@ -13,6 +13,7 @@ class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     KIND_TRAIN: _ClassVar[Kind]
     KIND_EVALUATE: _ClassVar[Kind]
     KIND_ROOT: _ClassVar[Kind]
+    KIND_OFFER: _ClassVar[Kind]
 
 class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -24,6 +25,7 @@ KIND_UNSPECIFIED: Kind
 KIND_TRAIN: Kind
 KIND_EVALUATE: Kind
 KIND_ROOT: Kind
+KIND_OFFER: Kind
 STATUS_UNSPECIFIED: Status
 STATUS_FOLDED: Status
 STATUS_LATE: Status
@@ -58,12 +60,14 @@ class Blob(_message.Message):
     def __init__(self, sha256: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class FromAgent(_message.Message):
-    __slots__ = ("hello", "decline")
+    __slots__ = ("hello", "decline", "accept")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     DECLINE_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     decline: Decline
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., decline: _Optional[_Union[Decline, _Mapping]] = ...) -> None: ...
+    accept: Accept
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., decline: _Optional[_Union[Decline, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "tasks", "evaluator", "pending")
@@ -93,6 +97,12 @@ class Decline(_message.Message):
     reason: str
     def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class Accept(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: Ref
+    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ...) -> None: ...
+
 class ToAgent(_message.Message):
     __slots__ = ("welcome", "assignment", "outcome")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
@@ -110,7 +120,7 @@ class Welcome(_message.Message):
     def __init__(self, coordinator: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("ref", "task", "spec", "layout", "parameters", "cohort", "deadline", "folded")
+    __slots__ = ("ref", "task", "spec", "layout", "parameters", "cohort", "deadline", "folded", "clip")
     REF_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +129,7 @@ class Assignment(_message.Message):
     COHORT_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     FOLDED_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
     ref: Ref
     task: TaskName
     spec: str
@@ -127,7 +138,8 @@ class Assignment(_message.Message):
     cohort: int
     deadline: float
     folded: Ref
-    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., spec: _Optional[str] = ..., layout: _Optional[str] = ..., parameters: _Optional[_Union[Blob, _Mapping]] = ..., cohort: _Optional[int] = ..., deadline: _Optional[float] = ..., folded: _Optional[_Union[Ref, _Mapping]] = ...) -> None: ...
+    clip: float
+    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., spec: _Optional[str] = ..., layout: _Optional[str] = ..., parameters: _Optional[_Union[Blob, _Mapping]] = ..., cohort: _Optional[int] = ..., deadline: _Optional[float] = ..., folded: _Optional[_Union[Ref, _Mapping]] = ..., clip: _Optional[float] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("ref", "verdict")
