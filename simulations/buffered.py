@@ -18,20 +18,12 @@ from fedcore.errors import SpecError
 from fedcore.layout import Layout, Parameters
 from fedcore.messages import Plan, Ref
 from fedcore.simulations.answers import Answers
+from fedcore.simulations.at_work import AtWork, Version
 from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy
 from fedcore.strategies.modes import OnArrival, entering, step_plan
 from fedcore.strategies.rounds import Round, State, cohort, receive_rows, train_plan
 from fedcore.strategies.terms import Rows, all_pass
-
-
-@dataclass
-class Version:
-    """A model that clients were given: who has yet to train from it, and what the others will send."""
-
-    parameters: Parameters
-    untrained: set[str] = field(default_factory=set)
-    trained: dict[str, tuple[Rows, Kept]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,27 +78,25 @@ class Workers:
         self.seconds, self.answer = seconds, answer
         self.places = mode.concurrency or spec.cohort.size
         self.order = {name: i for i, name in enumerate(names)}
-        self.clock = 0.0
-        self.queue: list[tuple[float, str]] = []
-        self.started: dict[str, int] = {}  # client at work -> the version it has
-        self.versions: dict[int, Version] = {}
+        self.now = AtWork()
 
     def step(self, state: State, progress: Callable[[int], None]) -> Step:
         """Let clients work until K updates are in that pass the checks, or nobody is left to wait for.
 
         progress: told the number of them after each arrival.
         """
-        began, accepted, draws = self.clock, 0, 0
+        now = self.now
+        began, accepted, draws = now.clock, 0, 0
         arrived: dict[str, Rows] = {}
         kept: dict[str, Kept] = {}
         staleness: dict[str, int] = {}
         while accepted < self.mode.k:
-            if not self.queue or self.queue[0][0] > self.clock:
+            if not now.queue or now.queue[0][0] > now.clock:
                 draws += self.hire(state, draws, arrived)
-            if not self.queue:
+            if not now.queue:
                 break
-            self.clock, client = heappop(self.queue)
-            staleness[client] = state.round - self.started[client]
+            now.clock, client = heappop(now.queue)
+            staleness[client] = state.round - now.started[client]
             arrived[client], kept[client] = self.collect(client, state)
             accepted += all_pass(self.plan(state.round, (client,)), arrived[client])
             progress(accepted)
@@ -116,7 +106,7 @@ class Workers:
             receive_rows(round, (client,), rows)
             round.seconds[client] = self.seconds(client)
         round.close()
-        return Step(round, kept, self.clock - began, staleness)
+        return Step(round, kept, now.clock - began, staleness)
 
     def plan(self, version: int, clients: tuple[str, ...]) -> Plan:
         """Plan training from a version, as a synchronous round would that starts from it."""
@@ -129,23 +119,24 @@ class Workers:
         draw: how many draws this model has seen, as a deployed round would count its attempts. resting: who
         has arrived since the model moved.
         """
-        busy = {*self.started, *resting}
+        now = self.now
+        busy = {*now.started, *resting}
         idle = [name for name in self.names if name not in busy]
-        free = self.places - len(self.queue)
+        free = self.places - len(now.queue)
         if not idle or not free:
             return False
         ref = Ref(self.spec.run.name, state.round + 1, draw, "train")
-        version = self.versions.setdefault(state.round, Version(state.parameters))
+        version = now.versions.setdefault(state.round, Version(state.parameters))
         for client in cohort(self.strategy, self.spec, ref, idle, free, state.memory):
-            self.started[client] = state.round
+            now.started[client] = state.round
             version.untrained.add(client)
-            heappush(self.queue, (self.clock + self.seconds(client), client))
+            heappush(now.queue, (now.clock + self.seconds(client), client))
         return True
 
     def collect(self, client: str, state: State) -> tuple[Rows, Kept]:
         """Return what an arrival enters the step with, and what the client keeps; it is at work no more."""
-        number = self.started.pop(client)
-        version = self.versions[number]
+        number = self.now.started.pop(client)
+        version = self.now.versions[number]
         if client in version.untrained:
             clients = tuple(sorted(version.untrained, key=self.order.__getitem__))
             version.untrained.clear()
@@ -154,6 +145,6 @@ class Workers:
                 version.trained |= zip(answers.clients, zip(single, answers.kept, strict=True), strict=True)
         rows, kept = version.trained.pop(client)
         if not version.untrained and not version.trained:
-            del self.versions[number]
+            del self.now.versions[number]
         staleness = state.round - number
         return entering(self.mode, rows, staleness, version.parameters, state.parameters), kept

@@ -1,8 +1,9 @@
 """`fedcore simulate` and `fedcore new`."""
 
 import shlex
+import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fedcore.errors import MissingExtra, RunFailed
+from fedcore.errors import MissingExtra, RunFailed, SpecError
 
 if TYPE_CHECKING:
     from fedcore.simulations.result import Result
@@ -25,10 +26,12 @@ PANEL = "Simulate on this machine"
 
 @app.command(rich_help_panel=PANEL)
 def simulate(
-    path: Annotated[Path, typer.Argument(metavar="SPEC.toml", help="The run spec.", show_default=False)],
+    path: Annotated[
+        Path | None, typer.Argument(metavar="SPEC.toml", help="The run spec.", show_default=False)
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as run.rounds=3.")] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="auto|sequential|vectorized", help="As simulation.engine.")
+        str | None, typer.Option(metavar="auto|sequential|vectorized|processes", help="As simulation.engine.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="As run.seed.")] = None,
     grid: Annotated[
@@ -38,6 +41,9 @@ def simulate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; runs/NAME-TIME if left out.")
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Continue the run in this folder, of an earlier --out.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print result.json, or grid.json, and nothing else.")
     ] = False,
@@ -46,7 +52,8 @@ def simulate(
     """Simulate a federation; get its model, metrics and report.
 
     Progress goes to standard error, results to standard output. Ctrl-C keeps the rounds that are finished.
-    A grid that was cut short goes on if it is started again with the same --out.
+    A run that was cut short goes on with --resume, to the same bits. A grid does if it is started again with
+    the same --out.
 
     [bold]Examples[/bold]
 
@@ -57,23 +64,35 @@ def simulate(
     fedcore simulate run.toml --seed 1 --out runs/second --json --quiet
 
     fedcore simulate run.toml --grid client.optimizer.lr=0.1,0.3 --grid run.seed=0,1,2 --out runs/lr
+
+    fedcore simulate --resume runs/second --set run.rounds=200
     """
     from fedcore.spec import RunSpec
 
+    console = Console(stderr=True, quiet=quiet)
+    if resume:
+        if path or engine or grid or out or seed is not None:
+            raise SpecError(
+                f"--resume continues the run in {resume} as it was; of all other options only "
+                "--set run.rounds=N, --json and --quiet go with it"
+            )
+        rounds = asked_rounds(overrides or ())
+        with redirect_stdout(sys.stderr):
+            result = run_on(resume, rounds, console)
+        print_result(result, resume, as_json)
+        return
+    if path is None:
+        raise SpecError("expected a SPEC.toml, or --resume DIR for a run that was cut short")
     engines = [f"simulation.engine={engine}"] if engine else []
     seeds = [] if seed is None else [f"run.seed={seed}"]
     spec = RunSpec.load(path, [*(overrides or ()), *engines, *seeds])
     folder = out or Path("runs") / f"{spec.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    console = Console(stderr=True, quiet=quiet)
     if grid:
         run_grid(path, spec, grid, folder, console, as_json)
         return
     with redirect_stdout(sys.stderr):  # what the task prints is no result
         result = run(path, spec, folder, console)
-    if as_json:
-        typer.echo((folder / "result.json").read_text(encoding="utf-8"), nl=False)
-    else:
-        show(result, folder)
+    print_result(result, folder, as_json)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -114,12 +133,48 @@ def run(path: Path, spec: "RunSpec", folder: Path, console: Console) -> "Result"
             from fedcore.simulations.run import simulate
         task = resolve(spec.run.task, path.parent)
         make_folder(folder)
-        try:
-            return simulate(task, spec, out=folder, progress=progress)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; {kept(folder)}") from None
-        except RunFailed as error:
-            raise RunFailed(f"{error}; {kept(folder)}") from error
+        with cut_short(folder):
+            return simulate(task, spec, out=folder, progress=progress, project=path.parent)
+
+
+def run_on(folder: Path, rounds: int, console: Console) -> "Result":
+    """Continue the run in a folder up to so many rounds, 0 for its own, as `run` does."""
+    from fedcore.simulations.display import shown
+
+    with simulation_extra():
+        from fedcore.simulations import report  # noqa: F401  missed now, not after an hour of training
+        from fedcore.simulations.resume import left, resume
+    spec, _, done = left(folder, rounds)
+    console.print(f"{done} of {spec.run.rounds} rounds were done before", highlight=False)
+    with shown(console) as progress, cut_short(folder):
+        return resume(folder, rounds=rounds, progress=progress)
+
+
+def asked_rounds(overrides: Sequence[str]) -> int:
+    """Return the `run.rounds` that --set asks of a run that is continued, 0 for its own.
+
+    Raises SpecError for any other key, as the result would be that of neither spec.
+    """
+    from fedcore.spec import RunSpec
+
+    for item in overrides:
+        if item.partition("=")[0].strip() != "run.rounds":
+            raise SpecError(f"--set {item!r}: only run.rounds may change in a run that is continued")
+    return RunSpec.parse({}, overrides).run.rounds if overrides else 0
+
+
+@contextmanager
+def cut_short(folder: Path) -> Iterator[None]:
+    """End at SIGTERM as at Ctrl-C, and say what is kept of a run that ends early."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {kept(folder)}") from None
+    except RunFailed as error:
+        raise RunFailed(f"{error}; {kept(folder)}") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_grid(
@@ -170,7 +225,16 @@ def kept(folder: Path) -> str:
     if not metrics.exists():
         return "no round had ended, so nothing is kept"
     rounds = len(metrics.read_text(encoding="utf-8").splitlines())
-    return f"{rounds} round{'s' * (rounds > 1)} and the model after them are kept in {folder}"
+    again = f"fedcore simulate --resume {shlex.quote(str(folder))} goes on"
+    return f"{rounds} round{'s' * (rounds > 1)} and the model after them are kept in {folder}; {again}"
+
+
+def print_result(result: "Result", folder: Path, as_json: bool) -> None:
+    """Print what a run reached, for people or as JSON."""
+    if as_json:
+        typer.echo((folder / "result.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        show(result, folder)
 
 
 def show(result: "Result", folder: Path) -> None:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedcore.simulations.result import metrics_of
+from fedcore.simulations.result import clients_of, metrics_of
 
 if TYPE_CHECKING:
     from fedcore.simulations.run import Progress
@@ -39,11 +39,12 @@ class View:
         self.latest: Progress | None = None
         self.row: Mapping[str, Any] = {}
         self.started = 0.0
+        self.before = 0.0  # the part of the run that an earlier process did
 
     def update(self, progress: "Progress") -> None:
         """Take the progress of a run."""
         if self.latest is None:
-            self.started = perf_counter()
+            self.started, self.before = perf_counter(), (progress.round - 1) / progress.rounds
         self.latest = progress
         self.row = {**self.row, **(progress.row or {})}  # metrics stay until they are evaluated again
 
@@ -51,16 +52,19 @@ class View:
         """Return what to draw now."""
         if self.latest is None:
             return Text("preparing the clients", style="dim")
-        return picture(self.latest, self.row, perf_counter() - self.started)
+        return picture(self.latest, self.row, perf_counter() - self.started, self.before)
 
 
-def picture(progress: "Progress", row: Mapping[str, Any], elapsed: float) -> RenderableType:
+def picture(
+    progress: "Progress", row: Mapping[str, Any], elapsed: float, before: float = 0.0
+) -> RenderableType:
     """Return two lines: how far the run is and how fast; the metrics of the last rounds.
 
-    row: the newest value of every metric, empty before the first round ends. elapsed: seconds.
+    row: the newest value of every metric, empty before the first round ends. elapsed: seconds, since the part
+    `before` of the run was done.
     """
     fraction = fraction_done(progress)
-    left = time_left(elapsed, fraction) if row else ""
+    left = time_left(elapsed, (fraction - before) / (1 - before)) if row else ""
     line = bar(f"round {progress.round}/{progress.rounds}", fraction, speed(row), left)
     return Constrain(Group(line, Text(values(row), style="cyan")), WIDTH)
 
@@ -92,7 +96,7 @@ def values(row: Mapping[str, Any]) -> str:
 
 def speed(row: Mapping[str, Any]) -> str:
     """Return a round's clients per second as text, or nothing before a round has ended."""
-    return f"{row['folded'] / row['seconds']:,.0f} clients/s" if row else ""
+    return f"{clients_of(row) / row['seconds']:,.0f} clients/s" if row else ""
 
 
 def clock(seconds: float) -> str:

@@ -1,22 +1,28 @@
-"""Which engine trains: the one asked for, or the faster one, measured for a moment on the real task."""
+"""Which engine trains: the one asked for, or the fastest, measured for a moment on the real task."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
 
-from fedcore.client.examples import TensorExamples
+from fedcore.client.examples import Examples, TensorExamples
 from fedcore.client.trainer import TorchTrainer
 from fedcore.client.training import Trainer
 from fedcore.errors import SpecError
 from fedcore.messages import Ref
 from fedcore.simulations.answers import ClientStates, Engine
 from fedcore.simulations.population import Population
+from fedcore.simulations.processes import Processes, workers_for
 from fedcore.simulations.sequential import Sequential
 from fedcore.simulations.vectorized import Stack, Vectorized, obstacle
 
 CHUNKS = (8, 32, 128, 512)  # clients; far apart, since the speed is flat around the best
 MOMENT = 0.3  # seconds that one measurement may take before no larger chunk is tried
 MEMORY = 1 << 30  # bytes for a chunk's parameters, gradients and optimiser state
+BATCHES = 2  # of each client, to begin with
+PAYS = 8.0  # seconds that workers must promise to save before any is started; to import torch takes 2 to 4
+HEAVY = 0.005  # seconds of a client's training below which handing it out costs more
 
 
 @dataclass(frozen=True)
@@ -26,35 +32,66 @@ class Choice:
     engine: Engine
     reason: str
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What the resolved spec says of it, under [simulation]."""
+        workers = {"workers": self.engine.workers} if isinstance(self.engine, Processes) else {}
+        return {"engine": self.engine.name, "chunk": self.engine.chunk, **workers}
+
 
 def choose(population: Population, trainer: Trainer, states: ClientStates, clients: Sequence[str]) -> Choice:
     """Return the engine that `[simulation] engine` asks for; `auto` measures on a cohort's clients.
 
-    Raises SpecError where the vectorised engine is asked for and cannot train the task.
+    Raises SpecError where another engine than the sequential one is asked for and cannot train the task.
     """
     simulation, sequential = population.spec.simulation, Sequential(population, trainer, states)
     if simulation.engine == "sequential":
         return Choice(sequential, "as asked")
-    measured = measure(population, trainer, clients, (simulation.chunk,) if simulation.chunk else CHUNKS)
-    if measured.problem and simulation.engine == "vectorized":
-        raise SpecError(
-            f'simulation.engine: "vectorized" cannot train this task: {measured.problem}; use "auto"'
-        )
+    if simulation.engine == "processes":
+        try:
+            processes = ready_processes(population, trainer, states)
+        except SpecError as error:
+            raise SpecError(f'simulation.engine = "processes": {error}; or use "auto"') from error
+        return Choice(processes, f"{processes.workers} workers, as asked")
+    if not isinstance(trainer, TorchTrainer):
+        return Choice(sequential, _unfit(simulation.engine, "it brings its own trainer"))
+    heads = shortened(population, trainer, clients, BATCHES)
+    measured = measure(population, trainer, heads, (simulation.chunk,) if simulation.chunk else CHUNKS)
     if measured.problem:
-        return Choice(sequential, f"not vectorised: {measured.problem}")
-    said = f"chunk {measured.chunk}, {measured.gain:.1f}x sequential"
-    if simulation.engine == "auto" and measured.gain < 1:
-        return Choice(sequential, f"vectorised would be slower: {said}")
-    assert isinstance(trainer, TorchTrainer)  # otherwise it had a problem
-    return Choice(Vectorized(population, trainer, states, measured.chunk), said)
+        choice = Choice(sequential, _unfit(simulation.engine, measured.problem))
+    else:
+        said = f"chunk {measured.chunk}, {measured.gain:.1f}x sequential"
+        choice = Choice(Vectorized(population, trainer, states, measured.chunk), said)
+        if simulation.engine == "auto" and measured.gain < 1:
+            choice = Choice(sequential, f"vectorised would be slower: {said}")
+    if simulation.engine == "vectorized":
+        return choice
+    try:
+        return in_processes(population, trainer, states, heads, measured) or choice
+    except SpecError as error:
+        return replace(choice, reason=f"{choice.reason}; {error}")
+
+
+def ready_processes(population: Population, trainer: Trainer, states: ClientStates) -> Processes:
+    """Return workers that are ready; raises SpecError where they cannot import or build the task."""
+    processes = Processes(population, trainer, states)
+    processes.ready()
+    return processes
+
+
+def _unfit(engine: str, problem: str) -> str:
+    """Return why a task is not vectorised; raises SpecError where it was to be."""
+    if engine == "vectorized":
+        raise SpecError(f'simulation.engine: "vectorized" cannot train this task: {problem}; use "auto"')
+    return f"not vectorised: {problem}"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds a client in both engines, with the best chunk; or what went wrong."""
+    """Seconds a client in both engines, with the best chunk; or what keeps it from being vectorised."""
 
-    sequential: float = 0.0
-    vectorized: float = 0.0
+    sequential: float
+    vectorized: float = float("inf")
     chunk: int = 0
     problem: str = ""
 
@@ -64,16 +101,22 @@ class Measured:
         return self.sequential / self.vectorized
 
 
+def shortened(
+    population: Population, trainer: TorchTrainer, clients: Sequence[str], batches: int
+) -> Mapping[str, Examples]:
+    """Return the first batches of some clients; all for DP-SGD, whose batches come from everywhere."""
+    parts = {client: population.examples(client)[0] for client in clients[: CHUNKS[-1]]}
+    if trainer.private:
+        return parts
+    most = batches * trainer.spec.batch_size
+    return {c: TensorExamples(*part.batch(slice(0, min(most, len(part))))) for c, part in parts.items()}
+
+
 def measure(
-    population: Population, trainer: Trainer, clients: Sequence[str], chunks: Sequence[int]
+    population: Population, trainer: TorchTrainer, heads: Mapping[str, Examples], chunks: Sequence[int]
 ) -> Measured:
-    """Train some clients on their first two batches in both engines; nothing of it is kept."""
-    if not isinstance(trainer, TorchTrainer) or (problem := obstacle(trainer)):
-        return Measured(problem=problem if isinstance(trainer, TorchTrainer) else "it brings its own trainer")
-    ref, most = Ref(population.spec.run.name, 1, 0, "train"), 2 * trainer.spec.batch_size
-    parts = {c: population.examples(c)[0] for c in clients[: chunks[-1]]}
-    heads = {c: TensorExamples(*part.batch(slice(0, min(most, len(part))))) for c, part in parts.items()}
-    few = list(heads)[:8]
+    """Train some clients on their first batches in both engines; nothing of it is kept."""
+    ref, few = Ref(population.spec.run.name, 1, 0, "train"), list(heads)[:8]
 
     def one_by_one() -> None:
         for client in few:
@@ -81,9 +124,10 @@ def measure(
 
     row = trainer.layout.shared_size * trainer.layout.dtype.itemsize
     best, fits = (0, float("inf")), max(1, MEMORY // (6 * row))
+    problem = obstacle(trainer)
     try:
-        for chunk in dict.fromkeys(min(c, len(parts), fits) for c in chunks):
-            names = tuple(parts)[:chunk]
+        for chunk in () if problem else dict.fromkeys(min(c, len(heads), fits) for c in chunks):
+            names = tuple(heads)[:chunk]
             stack = Stack.of([heads[c] for c in names])
             engine = Vectorized(population, trainer, ClientStates(), chunk)
             seconds = timed(lambda e=engine, n=names, s=stack: e.train(ref, n, s))  # type: ignore[misc]
@@ -91,8 +135,60 @@ def measure(
             if seconds > MOMENT:
                 break
     except (RuntimeError, ValueError) as error:  # no batching rule; NotImplementedError is a RuntimeError
-        return Measured(problem=f"{type(error).__name__}: {str(error).splitlines()[0]}")
-    return Measured(timed(one_by_one) / len(few), best[1], best[0])
+        problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    sequential = timed(lambda: trainer.train(ref, few[0], heads[few[0]], {}))
+    if sequential * len(few) < MOMENT:  # of quick clients more, which differ
+        sequential = timed(one_by_one) / len(few)
+    return Measured(sequential, problem=problem) if problem else Measured(sequential, best[1], best[0])
+
+
+def in_processes(
+    population: Population,
+    trainer: TorchTrainer,
+    states: ClientStates,
+    heads: Mapping[str, Examples],
+    measured: Measured,
+) -> Choice | None:
+    """Return workers, started and measured; None where they would not pay.
+
+    They have to save more in the whole run than it takes to start them. Raises SpecError where they cannot
+    import or build the task.
+    """
+    spec, client, workers = population.spec, population.spec.client, workers_for(population.spec)
+    size, rounds = spec.cohort.size, spec.run.rounds
+    seen, wholes = (
+        sum(client.passes(len(part)) * len(part) for part in parts)
+        for parts in (heads.values(), [population.examples(name)[0] for name in heads])
+    )
+    whole = measured.sequential * (1.0 if trainer.private else wholes / max(seen, 1))  # seconds of a client
+    turns = ceil(size / workers)  # of the busiest worker in a round
+    alone, at_best = whole * size * rounds, whole * turns * rounds
+    fastest = alone / max(measured.gain, 1.0)
+    if client.device != "cpu" or workers < 2 or whole < HEAVY or fastest - at_best < PAYS:
+        return None
+    engine = ready_processes(population, trainer, states)
+    batches = max(BATCHES, int(BATCHES * MOMENT / 2 / measured.sequential))
+    each = shortened(population, trainer, list(heads)[:workers], batches)
+    gain = gain_of(engine, trainer, each) * size / (turns * workers)
+    if alone / gain < fastest:
+        return Choice(engine, f"{workers} workers, {gain:.1f}x sequential")
+    engine.close()
+    return None
+
+
+def gain_of(engine: Processes, trainer: TorchTrainer, heads: Mapping[str, Examples]) -> float:
+    """Return how many times as fast workers train some clients, one each, as one after another would be."""
+    population, ref = engine.population, Ref(engine.population.spec.run.name, 1, 0, "train")
+    longest = max(heads, key=lambda name: len(heads[name]))
+    share = sum(len(head) for head in heads.values()) / max(len(heads[longest]), 1)
+    parameters = trainer.parameters()
+    population.poison = lambda name, _: heads[name]
+    try:
+        list(engine.work(ref, list(heads), parameters))  # the first time is not like the others
+        seconds = timed(lambda: list(engine.work(ref, list(heads), parameters)))
+    finally:
+        population.poison = None
+    return share * timed(lambda: trainer.train(ref, longest, heads[longest], {})) / seconds
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -17,16 +17,18 @@ from fedcore.data import PARTITIONS
 from fedcore.errors import ConfigError, FedcoreError, SpecError
 from fedcore.metrics import EXAMPLE_BOUND
 from fedcore.plugins import Parts, build
+from fedcore.privacy.claims import resolved
 from fedcore.simulations.adversary import Adversary
 from fedcore.simulations.attacks import ATTACKS
 from fedcore.simulations.grid_cells import Axes, Cell, cells, label
 from fedcore.simulations.grid_report import report, table
 from fedcore.simulations.population import client_name
-from fedcore.simulations.result import make_folder
+from fedcore.simulations.result import SPENT, make_folder
 from fedcore.simulations.run import Progress, simulate
 from fedcore.spec import RunSpec
 from fedcore.strategies import from_table
 from fedcore.strategies.conflicts import check
+from fedcore.strategies.privacy import private
 from fedcore.task import Task, resolve
 
 RECORD = "grid.json"
@@ -173,9 +175,9 @@ class Grid:
 
 def _compose(cell: Cell, folder: Path | None) -> None:
     """Put together what a cell's spec names; raises SpecError where that cannot be done."""
-    spec = cell.spec
     try:
-        check(from_table(spec.strategy, local=True, folder=folder), spec)
+        spec = resolved(cell.spec)
+        check(private(from_table(spec.strategy, local=True, folder=folder), spec), spec)
         build(PARTITIONS, spec.simulation.partition, "simulation.partition")
         if spec.attack:
             names = [client_name(index) for index in range(spec.simulation.clients)]
@@ -194,7 +196,8 @@ def read_outcome(folder: Path) -> Outcome:
         return Outcome("failed", reason)
     summary = json.loads(result.read_text(encoding="utf-8"))
     final = summary["final"]
-    wild = [f"{name} is {value:g}" for name, value in final.items() if not abs(value) < EXAMPLE_BOUND]
+    measured = {name: value for name, value in final.items() if name != SPENT}
+    wild = [f"{name} is {value:g}" for name, value in measured.items() if not abs(value) < EXAMPLE_BOUND]
     return Outcome(
         status="failed" if failure.exists() else "diverged" if wild else "finished",
         reason=reason or ", ".join(wild),
@@ -227,7 +230,8 @@ def _difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Return the first thing in which the record of a grid is not what is asked, or nothing."""
     if list(there["axes"].items()) != list(asked["axes"].items()):
         return f"its axes are {_line(there['axes'])}, and not {_line(asked['axes'])}"
-    was, now = _flat(there["spec"]), _flat(asked["spec"])
+    # What an older version did not write had its default.
+    was, now = _flat(RunSpec().model_dump(mode="json")) | _flat(there["spec"]), _flat(asked["spec"])
     for key in {**was, **now}:
         if was.get(key) != now.get(key):
             return f"{key} is {was.get(key)!r} there and {now.get(key)!r} here"

@@ -15,9 +15,10 @@ import tomli_w
 from numpy.typing import NDArray
 
 from fedcore.simulations.grid_cells import label, short_names
+from fedcore.simulations.grid_utility import utility
 from fedcore.simulations.page import FAINT, INK, SOFT, canvas, inline, page, section
 from fedcore.simulations.page import table as html_table
-from fedcore.simulations.result import LOSSES
+from fedcore.simulations.result import LAST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,13 +144,14 @@ def report(summary: Summary) -> str:
     """Return a grid as one self-contained HTML page that leads to its cells' own."""
     run, asked = summary["spec"]["run"], tomli_w.dumps(summary["spec"])
     several = any(len(values) > 1 for values in summary["axes"].values())
-    own = [name for name in metrics(summary) if name not in LOSSES] or metrics(summary)[:1]
+    own = [name for name in metrics(summary) if name not in LAST] or metrics(summary)[:1]
     maps = [heat_map(summary, name) for name in own if several]
     return page(
         name=run["name"],
         kicker=f"fedcore simulation · grid of {len(summary['cells'])} runs · {run['task'] or 'a task'}",
         verdict=verdict(summary),
         sections=[
+            *utility(summary, own[:1]),
             *(section(f"{inline(draw(m), title(m))}\n<p>{escape(caption(m))}</p>", title(m)) for m in maps),
             section(_runs(summary), "Runs"),
             section(f"<pre>{escape(asked)}</pre>", "The spec, before the values of a run"),

@@ -11,8 +11,9 @@ from torch.utils.data import Subset
 from fedcore.client.examples import Examples, examples_from
 from fedcore.client.training import uses_torch
 from fedcore.data import PARTITIONS, ArrayDataset, Split
-from fedcore.errors import DataError
+from fedcore.errors import DataError, SpecError
 from fedcore.plugins import build
+from fedcore.privacy.levels import ClientLevel
 from fedcore.seeds import generator
 from fedcore.spec import RunSpec
 from fedcore.task import Client, Task
@@ -23,6 +24,16 @@ CACHED_CLIENTS = 4096
 def client_name(index: int) -> str:
     """Return the name of a simulated client, such as `client-000017`."""
     return f"client-{index:06d}"
+
+
+def check_population(spec: RunSpec) -> None:
+    """Raise SpecError unless a public number of clients, where the spec states one, is the simulated one."""
+    clients, privacy = spec.simulation.clients, spec.privacy
+    if isinstance(privacy, ClientLevel) and privacy.population != clients:
+        raise SpecError(
+            f"privacy.population = {privacy.population}, but simulation.clients = {clients}; "
+            "the amplification by sampling is that of the population, so set both to the same number"
+        )
 
 
 class Population:

@@ -5,6 +5,7 @@ from html import escape
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from fedcore.privacy.words import sentences
 from fedcore.simulations.page import (
     BLUE,
     FAINT,
@@ -18,7 +19,7 @@ from fedcore.simulations.page import (
     table,
     tiles,
 )
-from fedcore.simulations.result import BOOKKEEPING, LOSSES, metrics_of
+from fedcore.simulations.result import BOOKKEEPING, LAST, LOSSES, SPENT, clients_of, metrics_of
 from fedcore.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -31,35 +32,39 @@ Rows = Sequence[Mapping[str, Any]]
 def figure(metrics: Rows) -> "Figure":
     """Return the curves of a run: a panel for each of the task's metrics, the losses, and the speed.
 
-    metrics: a row a round, as `Result.metrics`. Matplotlib's global state is neither read for fonts and
-    colours nor changed.
+    A private run has a panel more, of its first metric over epsilon. metrics: a row a round, as
+    `Result.metrics`. Matplotlib's global state is neither read for fonts and colours nor changed.
     """
     names = list(dict.fromkeys(name for row in metrics for name in metrics_of(row)))
     losses = [name for name in names if name in LOSSES]
-    panels = [[name] for name in names if name not in losses] + [losses, ["clients/s"]]
-    rows = [dict(row) | {"clients/s": row["folded"] / row["seconds"]} for row in metrics]
+    own = [name for name in names if name not in LAST]
+    panels = [([name], "round") for name in own] + [(losses, "round")] * bool(losses)
+    panels += [([name], SPENT) for name in (own or losses)[:1] if SPENT in names]
+    panels += [(["clients/s"], "round")]
+    rows = [dict(row) | {"clients/s": clients_of(row) / row["seconds"]} for row in metrics]
     height, odd = -(-len(panels) // 2), len(panels) % 2
     ratios = [1.0] * (height - odd) + [0.6] * odd
     drawing = canvas(10, 3.4 * sum(ratios))
     grid = drawing.add_gridspec(height, 2, height_ratios=ratios, wspace=0.08, hspace=0.1)
     for place, panel in enumerate(panels):
         alone = odd and place == len(panels) - 1
-        _draw(drawing.add_subplot(grid[place // 2, :] if alone else grid[place // 2, place % 2]), panel, rows)
+        axes = drawing.add_subplot(grid[place // 2, :] if alone else grid[place // 2, place % 2])
+        _draw(axes, *panel, rows)
     return drawing
 
 
-def _draw(axes: "Axes", names: Sequence[str], rows: Rows) -> None:
-    """Draw one panel: a line for each name, over the rounds that have it."""
+def _draw(axes: "Axes", names: Sequence[str], over: str, rows: Rows) -> None:
+    """Draw one panel: a line for each name, over the rounds that have it or what was spent in them."""
     colours = (GREEN,) if names == ["clients/s"] else (BLUE, ORANGE)
     for place, name in enumerate(names):
-        points = [(row["round"], row[name]) for row in rows if name in row]
-        rounds, values = zip(*points, strict=True)
+        points = [(row[over], row[name]) for row in rows if name in row]
+        places, values = zip(*points, strict=True)
         colour, marker = colours[place % len(colours)], "o" if len(points) <= 20 else ""
-        axes.plot(rounds, values, label=name, color=colour, marker=marker, markersize=4, linewidth=2)
+        axes.plot(places, values, label=name, color=colour, marker=marker, markersize=4, linewidth=2)
         if len(names) == 1:
             axes.annotate(
                 f"{values[-1]:.4g}",
-                (rounds[-1], values[-1]),
+                (places[-1], values[-1]),
                 xytext=(6, 0),
                 textcoords="offset points",
                 va="center",
@@ -68,14 +73,14 @@ def _draw(axes: "Axes", names: Sequence[str], rows: Rows) -> None:
                 annotation_clip=False,
             )
     axes.set_title(names[0] if len(names) == 1 else "loss", loc="left", fontsize=12, color=INK, weight="bold")
-    axes.set_xlabel("round", fontsize=11, color=INK)
+    axes.set_xlabel(over, fontsize=11, color=INK)
     axes.set_facecolor("none")
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=10, length=0)
-    axes.locator_params(axis="x", integer=True)
+    axes.locator_params(axis="x", integer=over == "round")
     if names == ["clients/s"]:
         axes.set_ylim(bottom=0)
     if len(names) > 1:
@@ -97,6 +102,7 @@ def report(summary: Mapping[str, Any], metrics: Rows, spec: RunSpec) -> str:
         verdict=verdict(summary, metrics, spec),
         sections=[
             tiles(key_figures(summary)),
+            *privacy(summary),
             section(picture),
             section(table(map(escape, _columns(metrics)), rounds), "Rounds"),
             section(f"<pre>{escape(spec.to_toml())}</pre>", "The spec, as the run resolved it"),
@@ -105,13 +111,22 @@ def report(summary: Mapping[str, Any], metrics: Rows, spec: RunSpec) -> str:
     )
 
 
+def privacy(summary: Mapping[str, Any]) -> list[str]:
+    """Return the section of what a private run promises, [] of another run."""
+    said = list(sentences(summary["privacy"]))
+    if not said:
+        return []
+    said.append("A simulation draws all noise from its seed: this holds against who does not know the seed.")
+    return [section("\n".join(f"<p>{escape(text)}</p>" for text in said), "Privacy")]
+
+
 def verdict(summary: Mapping[str, Any], metrics: Rows, spec: RunSpec) -> str:
     """Return one sentence or two: how far the run came, what it reached, and what went wrong."""
     done, planned = summary["rounds"], spec.run.rounds
     ended = f"After {done} rounds" if done == planned else f"Stopped after {done} of {planned} rounds"
     name = next(iter(summary["final"]))
     reached = [row[name] for row in metrics if name in row]
-    refused = sum(row["refused"] for row in metrics)
+    refused = sum(row.get("refused", 0) for row in metrics)
     trouble = f" {refused} updates were refused." if refused else ""
     return f"{ended}: {name} {reached[-1]:.4g}, from {reached[0]:.4g} at first.{trouble}"
 

@@ -1,6 +1,7 @@
 """What a simulation returns and writes."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedcore.errors import ConfigError
 from fedcore.layout import Layout, Parameters
+from fedcore.privacy.claims import promise
 from fedcore.spec import RunSpec
 from fedcore.task import Task
 
@@ -16,15 +18,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-BOOKKEEPING = ("round", "seconds", "virtual_seconds", "folded", "refused", "staleness")
+BOOKKEEPING = ("round", "seconds", "virtual_seconds", "folded", "refused", "expected", "staleness")
 LOSSES = ("loss", "train_loss")
+SPENT = "epsilon"  # of a private run, so far, against whoever receives the model
+LAST = (*LOSSES, SPENT)
 
 
 def metrics_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a row without its bookkeeping, the task's own before the losses."""
+    """Return the metrics of a row without its bookkeeping: the task's own, the losses, epsilon."""
     metrics = {name: value for name, value in row.items() if name not in BOOKKEEPING}
-    losses = [name for name in LOSSES if name in metrics]
-    return {name: metrics[name] for name in [*(n for n in metrics if n not in losses), *losses]}
+    last = [name for name in LAST if name in metrics]
+    return {name: metrics[name] for name in [*(n for n in metrics if n not in last), *last]}
+
+
+def clients_of(row: Mapping[str, Any]) -> int:
+    """Return how many clients a round had, or, where that is secret, how many were expected."""
+    return int(row["folded"] if "folded" in row else row["expected"])
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,10 @@ class Result:
     """A finished run.
 
     metrics: a row a round, with `round`, `seconds`, `virtual_seconds`, `folded`, `refused`, `train_loss`, in
-        buffered runs `staleness`, and after an evaluation `loss`, the task's metrics, and the
-        `attack_success` of a backdoor. seconds: of rounds without evaluation.
+        buffered runs `staleness`, in private ones `epsilon` (spent so far, against the model's receiver), and
+        after an evaluation `loss`, the task's metrics, and the `attack_success` of a backdoor. A round
+        whose cohort is secret has `expected` in place of `folded` and `refused`. seconds: of rounds without
+        evaluation.
     """
 
     task: Task
@@ -52,8 +63,11 @@ class Result:
 
     def summary(self) -> dict[str, Any]:
         """Return what `result.json` holds."""
+        private = promise(self.spec, len(self.metrics))
+        if private["guarantees"]:
+            private["epsilon_per_round"] = [row[SPENT] for row in self.metrics if SPENT in row]
         seconds = [row["seconds"] for row in self.metrics]
-        folded = [row["folded"] for row in self.metrics]
+        folded = [clients_of(row) for row in self.metrics]
         warm = list(zip(folded[1:], seconds[1:], strict=True)) or list(zip(folded, seconds, strict=True))
         return {
             "name": self.spec.run.name,
@@ -64,6 +78,7 @@ class Result:
             "engine_reason": self.reason,
             "seed": self.spec.run.seed,
             "final": self.final,
+            "privacy": private,
             "seconds_per_round": seconds,
             "clients_per_second": round(median(n / s for n, s in warm), 1),
             "first_round_seconds": seconds[0],
@@ -96,12 +111,18 @@ class Result:
         from fedcore.simulations.report import report
 
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "spec.toml").write_text(self.spec.to_toml(), encoding="utf-8")
-        rows = "".join(json.dumps(row) + "\n" for row in self.metrics)
-        (folder / "metrics.jsonl").write_text(rows, encoding="utf-8")
-        (folder / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
+        write(folder / "spec.toml", self.spec.to_toml())
+        write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.metrics))
+        write(folder / "result.json", json.dumps(self.summary(), indent=2) + "\n")
         save_model(folder / "model.safetensors", self.layout, self.parameters)
-        (folder / "report.html").write_text(report(self.summary(), self.metrics, self.spec), encoding="utf-8")
+        write(folder / "report.html", report(self.summary(), self.metrics, self.spec))
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text, all of it or nothing."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def make_folder(folder: Path) -> None:

@@ -2,11 +2,10 @@
 
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,18 +14,22 @@ from fedcore.client.examples import examples_from
 from fedcore.client.trainer import device_of
 from fedcore.client.training import Kept, trainer_for
 from fedcore.encoding import within
-from fedcore.errors import DataError, RunFailed
+from fedcore.errors import ConfigError, DataError, RunFailed
 from fedcore.layout import Parameters, Vector
 from fedcore.messages import Plan, Ref, Work
 from fedcore.plugins import Parts
+from fedcore.privacy.claims import resolved, spent
+from fedcore.privacy.levels import OFF, ClientLevel
 from fedcore.seeds import generator
 from fedcore.simulations.adversary import Adversary, attacked
 from fedcore.simulations.answers import Answers, ClientStates
 from fedcore.simulations.attacks import ATTACKS
 from fedcore.simulations.buffered import Step, Workers
+from fedcore.simulations.checkpoint import Journal, Row, Snapshot, uninterrupted
 from fedcore.simulations.engine import choose
-from fedcore.simulations.population import Population
-from fedcore.simulations.result import Result
+from fedcore.simulations.population import Population, check_population
+from fedcore.simulations.processes import Processes
+from fedcore.simulations.result import Result, clients_of
 from fedcore.simulations.speeds import Stopwatch
 from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy, from_table, to_table
@@ -34,6 +37,7 @@ from fedcore.strategies.aggregators import Mean
 from fedcore.strategies.conflicts import check, name_of
 from fedcore.strategies.matrix import aggregate_rows
 from fedcore.strategies.modes import Synchronous
+from fedcore.strategies.privacy import clip_norm, private, released
 from fedcore.strategies.rounds import (
     Round,
     State,
@@ -43,11 +47,11 @@ from fedcore.strategies.rounds import (
     initial_state,
     metrics,
     receive_rows,
+    tally,
     train_plan,
 )
 from fedcore.task import Task, resolve
 
-Row = dict[str, Any]
 ROOT = "root"  # the name under which the server trains on data of its own
 
 
@@ -62,34 +66,58 @@ class Progress:
     row: Row | None = None
 
 
+Show = Callable[[Progress], None]
+
+
 def simulate(
     task: Task | None = None,
     spec: RunSpec | str | Path | None = None,
     *,
     strategy: Strategy | None = None,
     out: str | Path | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Show = lambda _: None,
+    project: Path | None = None,
 ) -> Result:
     """Run a federation of virtual clients on this machine and return its result.
 
     task: what is learned; None takes the spec's `run.task`. spec: a RunSpec or the path of one; None takes
     the defaults. strategy: in place of the spec's [strategy]. out: a folder for spec.toml, metrics.jsonl,
-    result.json, model.safetensors and report.html. progress: called after some clients and every round.
-    Interrupting it (Ctrl-C) raises KeyboardInterrupt after the finished rounds have been written to `out`.
+    result.json, model.safetensors and report.html, and for the state from which `resume` continues.
+    progress: called after some clients and every round. project: where "module:object" names of the spec are
+    searched first; None is the folder of the spec's path. Interrupting it (Ctrl-C) raises KeyboardInterrupt
+    after the finished rounds have been written to `out`.
     """
-    folder = Path(spec).parent if isinstance(spec, str | Path) else None
-    spec = RunSpec.load(spec) if isinstance(spec, str | Path) else spec or RunSpec()
-    spec = spec.model_copy(update={"strategy": to_table(strategy)}) if strategy else spec
-    task = task or resolve(spec.run.task, folder)
-    simulation = Simulation(task, spec, folder)
-    rows: list[Row] = []
-    with threads(spec.client.threads), random_state(simulation.spec.client.device):
+    if isinstance(spec, str | Path):
+        project, spec = project or Path(spec).parent, RunSpec.load(spec)
+    spec = spec or RunSpec()
+    if strategy:
+        privacy = spec.privacy if strategy.privacy == OFF else strategy.privacy
+        spec = spec.model_copy(update={"strategy": to_table(strategy), "privacy": privacy})
+    simulation = Simulation(task or resolve(spec.run.task, project), spec, project)
+    journal = Journal(Path(out), simulation.states, project) if out is not None else None
+    if journal:
+        journal.begin()
+    with closing(simulation):
+        return drive(simulation, journal, progress)
+
+
+def drive(simulation: "Simulation", journal: Journal | None, progress: Show) -> Result:
+    """Run the rounds that are left; whatever ends them, write those that are finished."""
+    client, rows = simulation.spec.client, simulation.rows
+
+    def keep(last: bool) -> None:
+        if journal and rows:
+            journal.keep(simulation.spec, rows, simulation.finished, last)
+
+    with threads(client.threads), random_state(client.device):
         try:
-            rows.extend(simulation.rounds(progress or (lambda _: None)))  # keeps what came before an error
+            for _ in simulation.rounds(progress):
+                keep(last=False)
         finally:
             result = simulation.result(rows)
-            if out is not None and rows:
-                result.save(Path(out))
+            keep(last=True)
+            if journal and rows:
+                result.save(journal.folder)
     return result
 
 
@@ -120,16 +148,21 @@ class Simulation:
         folder: where "module:object" names of the spec are searched first.
         """
         client = spec.client.model_copy(update={"device": device_of(spec.client)})
-        self.spec = spec.model_copy(update={"client": client})
+        self.spec = resolved(spec.model_copy(update={"client": client}))
         self.task = task
-        self.strategy: Strategy = from_table(spec.strategy, local=True, folder=folder)
-        check(self.strategy, spec)
+        composed = from_table(spec.strategy, local=True, folder=folder)
+        self.strategy: Strategy = private(composed, self.spec)
+        check(self.strategy, self.spec)
+        check_population(self.spec)
+        self.spent = spent(self.spec)
         self.population = Population(task, self.spec, client.device)
         self.trainer = trainer_for(task, self.spec, self.strategy)
         self.layout = self.trainer.layout
         self.states = ClientStates()
         self.seconds = Stopwatch(self.population).seconds
         names, seed = self.population.names, spec.run.seed
+        ref = self.ref(1, "train")  # a plan that cannot be made is said before anything is measured
+        train_plan(self.strategy, self.spec, self.layout, ref, tuple(names[:1]), len(names))
         parts = Parts("attack", ATTACKS, local=True, folder=folder)
         self.adversary = Adversary(spec.attack, names, seed, parts) if spec.attack else None
         self.state: State = initial_state(self.strategy, self.trainer.parameters())
@@ -139,12 +172,15 @@ class Simulation:
             else None
         )
         with threads(client.threads), random_state(client.device):
-            self.choice = choose(self.population, self.trainer, self.states, self.cohort(1, "train"))
+            # A cohort that is secret may be empty, and the chunk that is chosen should not tell its size.
+            secret = isinstance(self.spec.privacy, ClientLevel)
+            clients = tuple(names[: spec.cohort.size]) if secret else self.cohort(1, "train")
+            self.choice = choose(self.population, self.trainer, self.states, clients)
         self.engine = self.choice.engine
-        chosen = {"engine": self.engine.name, "chunk": self.engine.chunk}
-        simulation = spec.simulation.model_copy(update=chosen)
+        simulation = spec.simulation.model_copy(update=self.choice.chosen)
         self.spec = self.spec.model_copy(update={"simulation": simulation})
-        self.finished = self.state.parameters  # of the last whole round: an interrupted evaluation has no row
+        self.rows: list[Row] = []
+        self.finished = self.snapshot()  # of the last whole round: an interrupted evaluation has no row
         self.holdout = examples_from(task.holdout(), self.population.device)
         self.triggered = self.adversary.triggered(self.holdout) if self.adversary else None
         trusting = self.strategy.aggregator.anchor == "root"
@@ -160,6 +196,12 @@ class Simulation:
                 'return test examples from it, or set evaluation.where = "clients"'
             )
 
+    def close(self) -> None:
+        """End what the simulation started: worker processes, and the file of what clients keep."""
+        if isinstance(self.engine, Processes):
+            self.engine.close()
+        self.states.close()
+
     def ref(self, number: int, kind: Work) -> Ref:
         """Return the name of a piece of work."""
         return Ref(self.spec.run.name, number, 0, kind)
@@ -170,18 +212,48 @@ class Simulation:
         ref, names = self.ref(number, kind), self.population.names
         return cohort(self.strategy, self.spec, ref, names, size, self.state.memory)
 
-    def rounds(self, progress: Callable[[Progress], None]) -> Iterator[Row]:
-        """Run all rounds, yielding a row of metrics for each."""
+    def rounds(self, progress: Show) -> Iterator[Row]:
+        """Run the rounds that are left, yielding a row of metrics for each."""
         total, every = self.spec.run.rounds, self.spec.evaluation.every
-        for number in range(1, total + 1):
+        for number in range(len(self.rows) + 1, total + 1):
             row = self.train(number, progress)
             if number == total or (every and number % every == 0):
                 row |= self.evaluate(number)
-            self.finished = self.state.parameters
-            progress(Progress(number, total, row["folded"], row["folded"], row))
+            if self.spent:
+                row["epsilon"] = self.spent[number - 1]
+            self.finish(row)
+            size = clients_of(row)
+            progress(Progress(number, total, size, size, row))
             yield row
 
-    def train(self, number: int, progress: Callable[[Progress], None]) -> Row:
+    def finish(self, row: Row) -> None:
+        """End a round: its row, the state after it and what clients keep count together or not at all."""
+        with uninterrupted():
+            self.rows.append(row)
+            self.finished = self.snapshot()
+            self.states.settle()
+
+    def snapshot(self) -> Snapshot:
+        """Return what is known now, and what later rounds leave as it is."""
+        attack = self.adversary.state if self.adversary else {}
+        at_work = self.workers.now.copy() if self.workers else None
+        return Snapshot(self.state, {name: vector.copy() for name, vector in attack.items()}, at_work)
+
+    def restore(self, rows: list[Row], snapshot: Snapshot) -> None:
+        """Go on from a snapshot, with the rows before it. Raises ConfigError where the model is another."""
+        self.rows, self.finished, self.state = rows, snapshot, snapshot.state
+        lengths = [len(vector) for vector in self.state.parameters.vectors().values()]
+        if lengths != [self.layout.shared_size, self.layout.buffer_size]:
+            raise ConfigError(
+                f"the run's model has {lengths[0]} parameters and that of {self.task.name} "
+                f"{self.layout.shared_size}; continue with the task as it was"
+            )
+        if self.adversary:
+            self.adversary.state = dict(snapshot.attack)
+        if self.workers and snapshot.at_work:
+            self.workers.now = snapshot.at_work.copy()
+
+    def train(self, number: int, progress: Show) -> Row:
         """Run one training round and move the state."""
         started = time.perf_counter()
         if self.workers:
@@ -199,21 +271,20 @@ class Simulation:
         self.state = advance(self.strategy, round, self.state, self.spec.run.seed)
         self.states.commit({client: kept[client] for client in round.folded})
         seconds = time.perf_counter() - started
-        means = {f"train_{name}": value for name, value in metrics(round).items()}
-        refused = sum(v.status == "refused" for v in round.verdicts.values())
-        head = {"round": number, "seconds": seconds, "folded": len(round.folded), "refused": refused}
-        return head | step.row | means
+        return {"round": number, "seconds": seconds} | tally(round) | step.row
 
-    def gather(self, number: int, progress: Callable[[Progress], None]) -> Step:
+    def gather(self, number: int, progress: Show) -> Step:
         """Let a cohort answer and wait for the slowest."""
         ref, clients = self.ref(number, "train"), self.cohort(number, "train")
         size = len(self.population.names)
-        plan = train_plan(self.strategy, self.spec, self.layout, ref, clients, size)
+        clip = clip_norm(self.strategy.privacy, self.state.vectors)
+        plan = train_plan(self.strategy, self.spec, self.layout, ref, clients, size, clip)
         round, kept = self.fill(plan, progress)
         round.seconds = {client: self.seconds(client) for client in clients}
-        return Step(round, kept, max(round.seconds.values(), default=0.0))
+        took = plan.deadline if plan.timed else max(round.seconds.values(), default=0.0)
+        return Step(round, kept, took)
 
-    def fill(self, plan: Plan, progress: Callable[[Progress], None]) -> tuple[Round, dict[str, Kept]]:
+    def fill(self, plan: Plan, progress: Show) -> tuple[Round, dict[str, Kept]]:
         """Let the engine answer a plan until the round is done; return it closed, and what clients keep."""
         round, kept, rounds = Round(plan), dict[str, Kept](), self.spec.run.rounds
         round.root = self.trusted = self.root_update(plan)
@@ -231,10 +302,20 @@ class Simulation:
         number, adversary = plan.ref.round, self.adversary
         if plan.ref.kind == "evaluate" or adversary is None or not adversary.active(number):
             self.population.poison = None
-            return self.engine.answer(plan, parameters)
+            return self.released(plan, self.engine.answer(plan, parameters))
         self.population.poison = adversary.poisoned
-        honest = self.engine.answer(plan, parameters)
+        honest = self.released(plan, self.engine.answer(plan, parameters))
         return attacked(honest, adversary, lambda rows: self.guess(plan, rows), number)
+
+    def released(self, plan: Plan, answers: Iterable[Answers]) -> Iterator[Answers]:
+        """Yield what clients may send of their answers: all of it, unless the run is private."""
+        if self.strategy.privacy == OFF:
+            yield from answers
+            return
+        work, number, seed = plan.ref.kind, plan.ref.round, self.spec.run.seed
+        for each in answers:
+            rngs = [generator(seed, "device noise", work, number, client) for client in each.clients]
+            yield replace(each, rows=released(self.strategy, work, each.rows, plan.clip, rngs))
 
     def guess(self, plan: Plan, rows: Vector) -> Vector:
         """Return what the server would make of a cohort's deltas, (n, d) -> (d,), if all weighed the same.
@@ -268,7 +349,7 @@ class Simulation:
             return metric_sums.means(self.trainer.evaluate(self.holdout, {}).scalars) | row
         ref, clients = self.ref(number, "evaluate"), self.cohort(number, "evaluate")
         round, _ = self.fill(evaluate_plan(self.spec, ref, clients, names), lambda _: None)
-        return metrics(round) | row
+        return metrics(round, self.strategy.privacy, seed=self.spec.run.seed) | row
 
     def success(self) -> dict[str, float]:
         """Return how often a backdoor opens: the first metric on triggered examples with their new label."""
@@ -282,4 +363,5 @@ class Simulation:
         """Return the result so far."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         engine, reason = self.engine.name, self.choice.reason
-        return Result(self.task, self.spec, self.layout, self.finished, list(rows), engine, reason, peak)
+        parameters = self.finished.state.parameters
+        return Result(self.task, self.spec, self.layout, parameters, list(rows), engine, reason, peak)

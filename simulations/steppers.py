@@ -1,6 +1,7 @@
 """The local optimisers over rows of clients: the arithmetic of torch.optim, one client a row.
 
-A client that has no example in a step is frozen in it, with its state, as if the step were not there.
+Only the first rows of a chunk take a step, as many as there are rows of gradients: the others have no example
+in it, and keep their weights and their state.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from fedcore.spec import SGD, Adam
 
-Stepper = Callable[[Sequence[Tensor], Tensor], None]
+Stepper = Callable[[Sequence[Tensor]], None]
 
 
 def stepper_for(spec: SGD | Adam, weights: Sequence[Tensor]) -> Stepper:
-    """Return `step(gradients, active)` that moves `weights`, each (k, *shape), in place; active is (k,)."""
+    """Return `step(gradients)`, each (a, *shape), that moves the first a rows of `weights` in place."""
     return _sgd(spec, weights) if isinstance(spec, SGD) else _adam(spec, weights)
 
 
@@ -23,16 +24,15 @@ def _sgd(spec: SGD, weights: Sequence[Tensor]) -> Stepper:
     velocities = [torch.zeros_like(w) for w in weights] if spec.momentum else []
 
     @torch.no_grad()
-    def step(gradients: Sequence[Tensor], active: Tensor) -> None:
-        everyone = bool(active.all())
-        for i, (w, g) in enumerate(zip(weights, gradients, strict=True)):
+    def step(gradients: Sequence[Tensor]) -> None:
+        for i, (rows, g) in enumerate(zip(weights, gradients, strict=True)):
+            w = rows[: len(g)]
             if spec.weight_decay:
                 g = g.add(w, alpha=spec.weight_decay)
             if spec.momentum:
-                v = velocities[i].mul(spec.momentum).add_(g)
-                velocities[i] = v if everyone else torch.where(_wide(active, v), v, velocities[i])
+                v = velocities[i][: len(g)].mul_(spec.momentum).add_(g)
                 g = g.add(v, alpha=spec.momentum) if spec.nesterov else v
-            w.add_(g if everyone else g * _wide(active, g), alpha=-spec.lr)
+            w.add_(g, alpha=-spec.lr)
 
     return step
 
@@ -48,25 +48,24 @@ def _adam(spec: Adam, weights: Sequence[Tensor]) -> Stepper:
     steps = torch.zeros(len(weights[0]), dtype=torch.float64, device=weights[0].device)
 
     @torch.no_grad()
-    def step(gradients: Sequence[Tensor], active: Tensor) -> None:
-        steps.add_(active)
-        taken = steps.clamp(min=1)
+    def step(gradients: Sequence[Tensor]) -> None:
+        active = len(gradients[0])
+        taken = steps[:active].add_(1)
         rate = (spec.lr / (1 - b1**taken)).to(weights[0].dtype)
         root = ((1 - b2**taken) ** 0.5).to(weights[0].dtype)
-        for i, (w, g) in enumerate(zip(weights, gradients, strict=True)):
-            here = _wide(active, w)
+        for i, (rows, g) in enumerate(zip(weights, gradients, strict=True)):
+            w = rows[:active]
             if spec.weight_decay and spec.name == "adam":
                 g = g.add(w, alpha=spec.weight_decay)
             elif spec.weight_decay:
-                w.mul_(torch.where(here, 1 - spec.lr * spec.weight_decay, 1.0))
-            means[i] = torch.where(here, means[i].lerp(g, 1 - b1), means[i])
-            squares[i] = torch.where(here, squares[i] * b2 + (1 - b2) * g * g, squares[i])
-            move = _wide(rate, w) * means[i] / (squares[i].sqrt() / _wide(root, w) + eps)
-            w.sub_(torch.where(here, move, 0.0))
+                w.mul_(1 - spec.lr * spec.weight_decay)
+            mean = means[i][:active].lerp_(g, 1 - b1)
+            square = squares[i][:active].mul_(b2).addcmul_(g, g, value=1 - b2)
+            w.sub_(_wide(rate, w) * mean / (square.sqrt().div_(_wide(root, w)).add_(eps)))
 
     return step
 
 
 def _wide(rows: Tensor, like: Tensor) -> Tensor:
-    """Return (k,) as (k, 1, ...) to go with (k, *shape)."""
+    """Return (a,) as (a, 1, ...) to go with (a, *shape)."""
     return rows.view(-1, *(1,) * (like.dim() - 1))

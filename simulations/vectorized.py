@@ -1,54 +1,53 @@
 """The vectorised engine: a chunk of clients is one model with a leading axis, and a step trains them all.
 
-    flat      (k, d)       one row of parameters a client
+    flat      (k, d)       one row of parameters a client, the largest clients first
     x, y      (k, n, ...)  examples, padded to the largest client of the chunk
-    mask      (k, b)       1 where a batch holds an example, 0 where it is padding
+    mask      (a, b)       1 where a batch holds an example, 0 where it is padding
 
 The loss of a task is a mean over a batch; here it is taken example by example and averaged under the mask,
-so a ragged last batch counts exactly its own examples. Clients do not touch each other: the gradient of the
-sum of their losses has each client's gradient in its own row.
+so a ragged last batch counts exactly its own examples. Whoever has no example left for a step is among the
+last rows, and only the first `a` take it. Clients do not touch each other: the gradient of the sum of their
+losses has each client's gradient in its own row.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
 from fedcore.client.algorithms import Column, End
 from fedcore.client.examples import Examples
-from fedcore.client.trainer import TorchTrainer, clipped, seed_device
+from fedcore.client.losses import single_losses
+from fedcore.client.trainer import TorchTrainer, seed_device
 from fedcore.layout import Parameters
 from fedcore.messages import Plan, Ref
 from fedcore.metrics import EXAMPLE_BOUND
 from fedcore.seeds import generator, integer
 from fedcore.simulations.answers import Answers, ClientStates
-from fedcore.simulations.population import Population
+from fedcore.simulations.batchable import Batchable, unbatchable
+from fedcore.simulations.population import CACHED_CLIENTS, Population
 from fedcore.simulations.sequential import Sequential
 from fedcore.simulations.steppers import stepper_for
 from fedcore.strategies.terms import Rows
 
-ALONE = (nn.modules.batchnorm._BatchNorm, nn.RNNBase)  # running statistics; no batching rule in torch
-
 
 def obstacle(trainer: TorchTrainer) -> str:
     """Return what keeps a task from being vectorised, "" where nothing is known to."""
+    if trainer.private:
+        return "DP-SGD trains one client after another"
     if trainer.half.alone:
         return f"{type(trainer.strategy.algorithm).__name__} {trainer.half.alone}"
-    for name, module in trainer.model.module.named_modules():
-        if isinstance(module, ALONE):
-            return f"{type(module).__name__} {name!r} works on one client at a time"
-    for entry in trainer.layout.entries:
-        if entry.kind == "buffer":
-            return f"buffer {entry.name!r} may change from client to client"
-    if trainer.half.splits and not all(isinstance(t, nn.Parameter) for t in trainer.model.own.tensors):
-        return "each client has buffers of its own"
-    return "parameters have several dtypes" if trainer.model.flat["shared"].cast else ""
+    if problem := unbatchable(trainer.model, trainer.half):
+        return problem
+    cast = any(flat.cast for flat in trainer.model.flat.values())
+    return "parameters have several dtypes" if cast else ""
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,35 @@ class Stack:
 
     x: Tensor
     y: Tensor
-    counts: Tensor
+    counts: NDArray[np.int64]
 
     @classmethod
     def of(cls, parts: Sequence[Examples]) -> "Stack":
         """Pad the examples of several clients with zeros to the same number."""
         x, y = zip(*(part.batch(slice(0, len(part))) for part in parts), strict=True)
-        counts = torch.tensor([len(rows) for rows in x], device=x[0].device)
-        return cls(pad_sequence(list(x), True), pad_sequence(list(y), True), counts)
+        return cls(pad_sequence(list(x), True), pad_sequence(list(y), True), np.array([len(r) for r in x]))
 
-    @property
-    def masks(self) -> Tensor:
+    def taken(self, order: Sequence[int]) -> "Stack":
+        """Return the clients in another order."""
+        return Stack(self.x[order], self.y[order], self.counts[order])
+
+    @cached_property
+    def mask(self) -> Tensor:
         """Which places hold an example, shape (k, n)."""
-        return torch.arange(self.x.shape[1], device=self.x.device) < self.counts[:, None]
+        counts = torch.from_numpy(self.counts).to(self.x.device)
+        return torch.arange(self.x.shape[1], device=self.x.device) < counts[:, None]
+
+    def batch(self, here: slice, order: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x, y and mask of a batch, (a, b, ...), of the first a clients, which have examples in it.
+
+        order: of each client's examples, (k, n); None is the stored one. Clients come largest first.
+        """
+        active = int((self.counts > here.start).sum())
+        mask = self.mask[:active, here]
+        if order is None:
+            return self.x[:active, here], self.y[:active, here], mask
+        place = (torch.arange(active, device=order.device)[:, None], order[:active, here])
+        return self.x[place], self.y[place], mask
 
 
 class Vectorized:
@@ -86,7 +101,9 @@ class Vectorized:
         """Share the sequential engine's trainer: its model, its seeds, its device."""
         self.population, self.trainer, self.chunk = population, trainer, chunk
         self.states, self.sequential = states, Sequential(population, trainer, states)
-        self.spec = trainer.spec
+        self.spec, self.model = trainer.spec, Batchable(trainer.model)
+        self.single = single_losses(trainer.task)
+        keep_memory()
         kinds = {entry.name: entry.kind for entry in trainer.layout.entries}
         trained = [(n, p) for n, p in trainer.model.module.named_parameters() if p.requires_grad]
         trained.sort(key=lambda item: kinds[item[0]] != "shared")  # stable: as in the layout
@@ -111,42 +128,52 @@ class Vectorized:
             yield self.train(plan.ref, clients, self.stack(clients))
 
     def train(self, ref: Ref, clients: Sequence[str], stack: Stack) -> Answers:
-        """Train a chunk from the received parameters and what its clients have kept."""
+        """Train a chunk from the received parameters and what its clients have kept; largest first."""
+        if (np.diff(stack.counts) > 0).any():
+            order = np.argsort(-stack.counts, kind="stable").tolist()
+            clients, stack = [clients[i] for i in order], stack.taken(order)
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
             return self._train(ref, clients, stack)
 
     def _train(self, ref: Ref, clients: Sequence[str], stack: Stack) -> Answers:
         trainer = self.trainer
+        trainer.pace(ref.round)
         states = [self.states[client] for client in clients]
         flat = torch.cat([trainer.shared, *self.local]).repeat(len(clients), 1)
         shared, local = flat[:, : trainer.layout.shared_size], flat[:, trainer.layout.shared_size :]
         for place, state in enumerate(states):
             if "model.local" in state:
-                local[place].copy_(torch.from_numpy(state["model.local"]))
+                local[place].copy_(torch.from_numpy(state["model.local"][: local.shape[1]]))
         views = self.views(flat)
-        first = self.mean_losses(views, stack) if trainer.half.measures else None
+        remembered = self.model.statistics(trainer.buffers, states)
+        first = self.mean_losses(views, remembered, stack) if trainer.half.measures else None
         start = trainer.start(states, first)
         correction = trainer.half.correction(start)
-        module = trainer.model.module.train()
+        self.model.module.train()
         seed_device(trainer.device, integer(trainer.seed, "dropout", ref.round, *clients))
-        step = stepper_for(self.spec.optimizer, views)
-        losses, steps = (torch.zeros(len(clients), dtype=torch.float64, device=flat.device) for _ in range(2))
+        step = stepper_for(trainer.spec.optimizer, views)
+        losses = torch.zeros(len(clients), dtype=torch.float64, device=flat.device)
+        steps = np.zeros(len(clients))
         for x, y, mask in self.batches(ref, clients, stack):
-            weights = [view.detach().requires_grad_() for view in views]
-            means = vmap(self.loss, (None, 0, 0, 0, 0), randomness="different")(module, weights, x, y, mask)
-            gradients: Sequence[Tensor] = torch.autograd.grad(means.sum(), weights)
+            active = len(mask)
+            weights = [view[:active].detach().requires_grad_() for view in views]
+            self.model.fewest = int(mask[-1].sum()) if self.model.masks else 2
+            each = self.losses(weights, remembered, x, y, mask)
+            mean = each * (mask / mask.sum(1, keepdim=True))
+            gradients: Sequence[Tensor] = torch.autograd.grad(mean.sum(), weights)
             if correction:
-                gradients = self.corrected(gradients, correction(shared))
-            counts = mask.sum(1)
-            step(gradients, counts > 0)
-            steps += counts > 0
-            losses += means.detach() * counts
-        told = self.scalars(losses.tolist(), stack.counts.tolist())
-        end = End(shared - trainer.shared, steps.cpu().numpy(), told["weight"])
+                gradients = self.corrected(gradients, correction(shared)[:active])
+            step(gradients)
+            steps[:active] += 1
+            losses[:active] += (each.detach() * mask).sum(1)
+        told = self.scalars(losses.cpu().numpy(), stack.counts)
+        end = End(shared.sub_(trainer.shared), steps, told["weight"])  # in place: memory is dear
         vectors, scalars, kept = trainer.finish(start, end)
         if trainer.half.splits:
-            parts = local.double().cpu().numpy()
+            parts = torch.cat([local.double(), *self.model.own(remembered)], 1).cpu().numpy()
             kept = [{**k, "model.local": part.copy()} for k, part in zip(kept, parts, strict=True)]
+        if trainer.layout.buffer_size:
+            vectors = {**vectors, "buffers": self.model.sent(remembered).cpu().numpy()}
         return Answers(clients, Rows(vectors, {**told, **scalars}), kept)
 
     def corrected(self, gradients: Sequence[Tensor], correction: Tensor) -> list[Tensor]:
@@ -156,24 +183,26 @@ class Vectorized:
         return both + list(gradients[len(parts) :])
 
     @torch.no_grad()
-    def mean_losses(self, weights: list[Tensor], stack: Stack) -> Column:
+    def mean_losses(self, weights: list[Tensor], remembered: dict[str, Tensor], stack: Stack) -> Column:
         """Return the mean loss of each client's model on its examples, (k,); 0 where it has none."""
-        module, masks = self.trainer.model.module.eval(), stack.masks.to(self.trainer.shared.dtype)
+        self.model.module.eval()
         total = torch.zeros(len(stack.counts), dtype=torch.float64, device=stack.x.device)
         for start in range(0, stack.x.shape[1], self.spec.batch_size):
-            here = (slice(None), slice(start, start + self.spec.batch_size))
-            x, y, mask = stack.x[here], stack.y[here], masks[here]
-            total += vmap(self.loss, (None, 0, 0, 0, 0))(module, weights, x, y, mask) * mask.sum(1)
-        mean = (total / stack.counts.clamp(min=1)).nan_to_num(EXAMPLE_BOUND)
-        return mean.clamp(-EXAMPLE_BOUND, EXAMPLE_BOUND).cpu().numpy()
+            x, y, mask = self.numbers(stack.batch(slice(start, start + self.spec.batch_size)))
+            active = len(mask)
+            each = self.losses([w[:active] for w in weights], remembered, x, y, mask)
+            total[:active] += (each * mask).sum(1)
+        mean: Column = total.cpu().numpy() / stack.counts.clip(min=1)
+        return np.where(np.isnan(mean), EXAMPLE_BOUND, mean.clip(-EXAMPLE_BOUND, EXAMPLE_BOUND))
 
-    def scalars(self, losses: list[float], counts: list[int]) -> dict[str, np.ndarray[Any, Any]]:
+    def scalars(self, losses: Column, counts: NDArray[np.int64]) -> dict[str, Column]:
         """Return weight, loss sum and count of each client, as the trainer states them."""
-        weight = np.minimum(np.array(counts, np.float64), self.trainer.max_weight)
-        passes = [self.spec.passes(count) for count in counts] if self.spec.steps else self.spec.epochs
-        share, seen = weight / np.maximum(counts, 1), weight * passes
-        loss = [clipped(t * s, n) for t, s, n in zip(losses, share.tolist(), seen.tolist(), strict=True)]
-        return {"weight": weight, "loss": np.array(loss), "count": seen}
+        weight = np.minimum(counts.astype(np.float64), self.trainer.max_weight)
+        passes = [self.spec.passes(n) for n in counts.tolist()] if self.spec.steps else self.spec.epochs
+        seen = weight * passes
+        bound, sums = EXAMPLE_BOUND * seen, losses * weight / counts.clip(min=1)
+        loss = np.where(np.isnan(sums), bound, sums.clip(-bound, bound))
+        return {"weight": weight, "loss": loss, "count": seen}
 
     def views(self, rows: Tensor) -> list[Tensor]:
         """Return each parameter's place in the rows, (k, *shape); rows may end after the shared ones."""
@@ -184,37 +213,41 @@ class Vectorized:
             start += shape.numel()
         return views
 
-    def loss(self, module: nn.Module, weights: list[Tensor], x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        """Return one client's mean loss over the examples of a batch that are no padding."""
-        output = functional_call(module, dict(zip(self.names, weights, strict=True)), (x,))
-        each = vmap(lambda o, t: self.trainer.task.loss(o[None], t[None]))(output, y)
-        return (each * mask).sum() / mask.sum().clamp(min=1)
+    def losses(
+        self, weights: list[Tensor], remembered: dict[str, Tensor], x: Tensor, y: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Return each example's loss under its client's weights (a, *shape); (a, b), padding included."""
+        rows = {name: tensor[: len(mask)] for name, tensor in remembered.items()}
+        rows |= zip(self.names, weights, strict=True)
+        outputs = vmap(self.model, randomness="different")(rows, x, mask)
+        return self.single(outputs.flatten(0, 1), y.flatten(0, 1)).view(mask.shape)
 
     def batches(
         self, ref: Ref, clients: Sequence[str], stack: Stack
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield the batches that each client would see by itself, side by side."""
-        size, longest, device = self.spec.batch_size, stack.x.shape[1], stack.x.device
-        rows = torch.arange(len(clients), device=device)[:, None]
-        masks = stack.masks.to(self.trainer.shared.dtype)
+        size, longest = self.spec.batch_size, stack.x.shape[1]
         rngs = (
             [generator(self.trainer.seed, "batches", ref.round, c) for c in clients]
             if self.spec.shuffle
             else []
         )
         for _ in range(self.spec.epochs):
-            order = orders(rngs, stack.counts.tolist(), longest).to(device) if rngs else None
+            order = orders(rngs, stack.counts.tolist(), longest).to(stack.x.device) if rngs else None
             for start in range(0, longest, size)[: self.spec.steps or None]:
-                here = slice(start, min(start + size, longest))
-                place = (slice(None), here) if order is None else (rows, order[:, here])
-                yield stack.x[place], stack.y[place], masks[:, here]
+                yield self.numbers(stack.batch(slice(start, start + size), order))
+
+    def numbers(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a batch with a mask of the model's dtype."""
+        x, y, mask = batch
+        return x, y, mask.to(self.trainer.shared.dtype)
 
     def stack(self, clients: tuple[str, ...]) -> Stack:
         """Return a chunk's examples; the chunks of the last rounds are kept, up to the population's size."""
         if self.population.poison:
             return Stack.of([self.population.training(client) for client in clients])
         if clients not in self.stacks:
-            if len(self.stacks) * self.chunk >= len(self.population.names):
+            if len(self.stacks) * self.chunk >= min(len(self.population.names), CACHED_CLIENTS):
                 self.stacks.clear()
             self.stacks[clients] = Stack.of([self.population.examples(client)[0] for client in clients])
         return self.stacks[clients]
@@ -226,3 +259,12 @@ def orders(rngs: list[np.random.Generator], counts: list[int], longest: int) -> 
     for row, rng, count in zip(table, rngs, counts, strict=True):
         row[:count] = rng.permutation(count)
     return torch.from_numpy(table)
+
+
+def keep_memory() -> None:
+    """Let the C library keep what a step frees for the next one: a fifth of the time goes into new pages.
+
+    glibc gives memory back at once where more than a threshold is free, twice the largest block that was ever
+    freed, which it counts up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). Elsewhere this does nothing.
+    """
+    torch.empty((32 << 20) - (1 << 13), dtype=torch.uint8)

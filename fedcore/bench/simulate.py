@@ -15,12 +15,16 @@ from fedcore.bench.serial import PlainLoop
 from fedcore.simulations.run import Simulation, threads
 
 
-def measure(name: str, rounds: int | None, engine: str) -> dict[str, Any]:
-    """Run a job in the plain loop and in an engine, in turn; return the line to print."""
+def measure(name: str, rounds: int | None, engine: str, workers: int = 0) -> dict[str, Any]:
+    """Run a job in the plain loop and in an engine, in turn; return the line to print.
+
+    workers: as [simulation] workers.
+    """
     job = JOBS[name]
     rounds = rounds or job.rounds
     with threads(1):
-        simulation = Simulation(JobTask(job), spec_of(name, rounds).with_(f"simulation.engine={engine}"))
+        asked = (f"simulation.engine={engine}", f"simulation.workers={workers}")
+        simulation = Simulation(JobTask(job), spec_of(name, rounds).with_(*asked))
         initial = simulation.layout.unflatten(simulation.state.parameters.shared, "shared")
         start = [torch.from_numpy(tensor.copy()) for tensor in initial.values()]
         plain = PlainLoop(job, range(job.clients), start)

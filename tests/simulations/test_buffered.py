@@ -113,7 +113,7 @@ def test_who_starts_from_a_version_trains_together_once_the_first_is_due() -> No
     ]
     received = [x for _, _, x in shop.trained]
     assert received[0] == received[3] == 0.0, "d trains from the model that it was given"
-    assert set(shop.workers.versions) == {2, 3}, "models that nobody works on are dropped"
+    assert set(shop.workers.now.versions) == {2, 3}, "models that nobody works on are dropped"
 
 
 def test_a_client_that_has_arrived_rests_until_the_model_has_moved() -> None:

@@ -52,7 +52,7 @@ def test_results_on_stdout_progress_on_stderr(spec: Path) -> None:
     assert shown["model"] == f"4,810 parameters, SHA-256 {result['model_sha256']}"
     assert shown["engine"] == f"{result['engine']} ({result['engine_reason']})"
     assert shown["files"] == "out"
-    files = {"metrics.jsonl", "model.safetensors", "report.html", "result.json", "spec.toml"}
+    files = {"metrics.jsonl", "model.safetensors", "report.html", "result.json", "spec.toml", "state"}
     assert {path.name for path in Path("out").iterdir()} == files
 
 
@@ -117,7 +117,7 @@ def test_results_of_another_run_are_never_overwritten(spec: Path) -> None:
         ("strategy = 3", "{spec}:1: strategy: 3: expected a table"),
         (
             "[privacy]\nepsilon = 1",
-            "{spec}:2: privacy.epsilon: no such key; [privacy] has no keys in this version",
+            "{spec}:2: privacy.epsilon: no such key; valid names: level",
         ),
         (
             "[run]\nrounds = ]\n",
@@ -174,7 +174,8 @@ def test_a_missing_file_or_module_is_named(spec: Path) -> None:
     assert "no module 'nowhere_to_be_found'" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_ctrl_c_keeps_the_rounds_that_ended(spec: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_the_rounds_that_ended(spec: Path, number: signal.Signals) -> None:
     command = [
         sys.executable,
         "-m",
@@ -194,10 +195,11 @@ def test_ctrl_c_keeps_the_rounds_that_ended(spec: Path) -> None:
         while not process.stderr.readline().startswith("round      3/"):
             assert process.poll() is None
         time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
     result = json.loads(Path("out/result.json").read_text())
-    last = f"interrupted; {result['rounds']} rounds and the model after them are kept in out"
+    kept = f"{result['rounds']} rounds and the model after them are kept in out"
+    last = f"interrupted; {kept}; fedcore simulate --resume out goes on"
     assert (process.returncode, out, err.splitlines()[-1]) == (130, "", last)
     assert result["rounds"] >= 3
     assert len(Path("out/metrics.jsonl").read_text().splitlines()) == result["rounds"]

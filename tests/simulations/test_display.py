@@ -35,6 +35,14 @@ def test_the_bar_fits_eighty_columns() -> None:
     assert second.rstrip() == "accuracy 0.9000  loss 0.3000  train_loss 0.4000"
 
 
+def test_a_run_that_is_continued_is_timed_from_where_it_goes_on() -> None:
+    """A tenth of the rest took 10 seconds."""
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(picture(Progress(22, 40, 100, 100), ROW, elapsed=10, before=0.5))
+    assert captured.get().splitlines()[0].rstrip().endswith("200 clients/s  1:30 left")
+
+
 def test_before_the_first_round_has_ended_nothing_is_guessed() -> None:
     first, second = drawn(Progress(1, 40, 50, 100), {})
     assert "left" not in first and "clients/s" not in first and not second.strip()

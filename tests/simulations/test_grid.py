@@ -19,7 +19,7 @@ from fedcore.simulations.run import simulate
 
 AXES: dict[str, list[Any]] = {"client.optimizer.lr": [0.1, 0.2], "run.seed": [0, 1]}
 NAMES = ["lr=0.1,seed=0", "lr=0.1,seed=1", "lr=0.2,seed=0", "lr=0.2,seed=1"]
-FILES = {"metrics.jsonl", "model.safetensors", "report.html", "result.json", "spec.toml"}
+FILES = {"metrics.jsonl", "model.safetensors", "report.html", "result.json", "spec.toml", "state"}
 
 
 class Line(fedcore.Task):

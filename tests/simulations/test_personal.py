@@ -141,7 +141,7 @@ def test_the_state_of_a_refused_client_is_not_committed(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_device_that_restarts_every_round_comes_to_a_simulations_bits(name: str, tmp_path: Path) -> None:
     """The worker's job with its state on disk, under the coordinator's state machine."""
-    run = small(ALL[name])
+    run = small(ALL[name], simulation={"engine": "sequential"})
     simulation = Simulation(Clouds(), run)
     list(simulation.rounds(lambda _: None))
 
@@ -161,7 +161,8 @@ def test_a_device_that_restarts_every_round_comes_to_a_simulations_bits(name: st
         ref = Ref(run.run.name, number, 0, "train")
         round = Round(train_plan(strategy, run, layout, ref, tuple(names), len(names)))
         for client in names:
-            update, kept = job(client).work(ref, state.parameters, load_kept(tmp_path / client / "current"))
+            before = load_kept(tmp_path / client / "current")
+            update, kept = job(client).work(ref, state.parameters, before, 0.0)
             assert receive(round, client, update).status == "folded"
             save_kept(tmp_path / client / "current", kept)
         round.close()
@@ -170,7 +171,7 @@ def test_a_device_that_restarts_every_round_comes_to_a_simulations_bits(name: st
     for client in names:
         on_disk, simulated = load_kept(tmp_path / client / "current"), simulation.states[client]
         assert {n: v.tobytes() for n, v in on_disk.items()} == {n: v.tobytes() for n, v in simulated.items()}
-        tested, _ = job(client).work(Ref("r", 3, 0, "evaluate"), state.parameters, on_disk)
+        tested, _ = job(client).work(Ref("r", 3, 0, "evaluate"), state.parameters, on_disk, 0.0)
         simulation.trainer.receive(state.parameters)
         test = simulation.population.examples(client)[1]
         assert tested.scalars == simulation.trainer.evaluate(test, simulated).scalars

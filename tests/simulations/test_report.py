@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedcore.privacy.claims import promise, spent
 from fedcore.simulations.report import figure, report
+from fedcore.simulations.result import metrics_of
 from fedcore.spec import RunSpec
 
 SPEC = RunSpec.parse({"run": {"name": "digits", "rounds": 3, "task": "task:Digits"}})
@@ -37,6 +39,7 @@ def summary(**changed: Any) -> dict[str, Any]:
         "engine": "sequential",
         "seed": 0,
         "final": {"accuracy": 0.75, "loss": 0.8333, "train_loss": 0.6667},
+        "privacy": promise(SPEC, 3),
         "seconds_per_round": [0.5, 0.5, 0.5],
         "clients_per_second": 20.0,
         "first_round_seconds": 0.5,
@@ -114,6 +117,35 @@ def test_rounds_without_an_evaluation_are_no_points() -> None:
     ]
     assert np.asarray(figure(rows).axes[0].lines[0].get_xdata()).tolist() == [1, 3]
     assert "<td></td>" in report(summary(), rows, SPEC)
+
+
+PRIVATE = RunSpec.parse(
+    {
+        "run": {"name": "digits", "rounds": 3},
+        "cohort": {"size": 10},
+        "privacy": {"level": "client", "noise_multiplier": 1.0, "population": 100},
+    }
+)
+
+
+def test_a_private_run_says_what_it_promises_and_what_that_cost() -> None:
+    spent_in = zip(ROWS, spent(PRIVATE), strict=True)
+    rows = [{k: v for k, v in row.items() if k != "refused"} | {"epsilon": e} for row, e in spent_in]
+    content = summary(final=metrics_of(rows[-1]), privacy=promise(PRIVATE, 3))
+    words = " ".join(Page(report(content, rows, PRIVATE)).words)
+    assert list(content["final"]) == ["accuracy", "loss", "train_loss", "epsilon"]
+    cost = f"epsilon {spent(PRIVATE)[-1]:.3f} at delta 1e-05 (add/remove adjacency, PLD accountant)"
+    assert f"all data of one client is protected with {cost}" in words
+    assert "Against the coordinator there is no guarantee" in words
+    assert "no receiver learns who took part" in words and "does not know the seed" in words
+    panels = figure(rows).axes
+    assert [axes.get_title("left") for axes in panels] == ["accuracy", "loss", "accuracy", "clients/s"]
+    assert panels[2].get_xlabel() == "epsilon"
+    assert np.asarray(panels[2].lines[0].get_xdata()).tolist() == spent(PRIVATE)
+
+
+def test_another_run_says_nothing_of_privacy() -> None:
+    assert "epsilon" not in report(summary(), ROWS, SPEC).partition("<pre>")[0]
 
 
 @pytest.mark.parametrize("metrics", [(), ("a",), ("a", "b"), ("a", "b", "c")])

@@ -142,6 +142,16 @@ def test_every_algorithm_agrees_with_some_clients_a_round(strategy: str, model: 
     assert [row["train_loss"] for row in ours] == pytest.approx([r["train_loss"] for r in rows], rel=1e-5)
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "qfedavg"])
+def test_a_schedule_agrees(strategy: str) -> None:
+    schedule = 'client.schedule={name="step", every=1, gamma=0.5, warmup=1}'
+    options = (f"strategy={strategy}", "client.epochs=2", "simulation.chunk=4")
+    expected, _ = trained(Ragged("float64"), "simulation.engine=sequential", schedule, *options)
+    got, _ = trained(Ragged("float64"), "simulation.engine=vectorized", schedule, *options)
+    constant, _ = trained(Ragged("float64"), "simulation.engine=vectorized", *options)
+    assert distance(expected, got) <= 1e-10 < 1e-3 < distance(constant, got)
+
+
 @dataclass(frozen=True)
 class Shy(LocalSGD):
     """A plug-in's algorithm that works on one client at a time."""
@@ -190,6 +200,45 @@ def test_rows_enter_the_sums_as_the_same_integers() -> None:
     assert together.sums.scalars == apart.sums.scalars
 
 
+def test_clients_are_answered_largest_first_whatever_order_they_come_in() -> None:
+    simulation = engine(Ragged(), "simulation.engine=vectorized", "simulation.chunk=14", "client.epochs=2")
+    assert isinstance(simulation.engine, Vectorized)
+    ref, clients = simulation.ref(1, "train"), simulation.cohort(1, "train")
+    answers = simulation.engine.train(ref, clients, simulation.engine.stack(clients))
+    assert sorted(answers.clients) == sorted(clients)
+    assert (np.diff(answers.rows.scalars["weight"]) <= 0).all()
+    for client, update in zip(answers.clients, answers.rows.updates(), strict=True):
+        alone, _ = simulation.trainer.train(ref, client, simulation.population.training(client), {})
+        assert distance(alone.vectors["delta"], update.vectors["delta"]) <= 1e-4
+        assert update.scalars == pytest.approx(alone.scalars, rel=1e-5)
+
+
+def test_a_step_trains_only_those_who_have_examples_left() -> None:
+    """Of sizes 20, 12, 8, 7, 4, 3, 1, two clients each, in batches of 4."""
+    simulation = engine(Ragged(), "simulation.engine=vectorized", "simulation.chunk=14")
+    assert isinstance(simulation.engine, Vectorized)
+    examples = simulation.population.training
+    clients = tuple(sorted(simulation.population.names, key=lambda name: -len(examples(name))))
+    stack = simulation.engine.stack(clients)
+    batches = list(simulation.engine.batches(simulation.ref(1, "train"), clients, stack))
+    assert [len(x) for x, _, _ in batches] == [14, 8, 4, 2, 2]
+    assert sum(int(mask.sum()) for _, _, mask in batches) == 2 * sum(SIZES)
+
+
+class Squared(Ragged):
+    """A loss of the task's own: the vectorised engine takes it example by example."""
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.mse_loss(output, nn.functional.one_hot(target, 3).to(output.dtype))
+
+
+def test_a_loss_of_the_tasks_own_agrees() -> None:
+    expected, rows = trained(Squared("float64"), "simulation.engine=sequential", "client.epochs=2")
+    got, ours = trained(Squared("float64"), "simulation.engine=vectorized", "client.epochs=2")
+    assert distance(expected, got) <= 1e-10
+    assert [row["train_loss"] for row in ours] == pytest.approx([row["train_loss"] for row in rows])
+
+
 def test_one_bad_row_is_refused_and_the_others_are_folded() -> None:
     simulation = engine(Ragged(), "simulation.engine=vectorized", "simulation.chunk=14")
     assert isinstance(simulation.engine, Vectorized)
@@ -226,7 +275,7 @@ def test_dropout_draws_other_masks_for_every_client_from_the_same_distribution()
 
 class Normed(Ragged):
     def model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+        return nn.Sequential(nn.Unflatten(1, (2, 3)), nn.SyncBatchNorm(2), nn.Flatten(), nn.Linear(6, 3))
 
 
 def test_what_cannot_be_vectorised_runs_sequentially_and_names_the_module() -> None:
@@ -234,8 +283,8 @@ def test_what_cannot_be_vectorised_runs_sequentially_and_names_the_module() -> N
     population = Population(task, spec())
     choice = choose(population, TorchTrainer(task, spec()), ClientStates(), population.names)
     assert choice.engine.name == "sequential"
-    assert "BatchNorm1d '1'" in choice.reason
-    with pytest.raises(SpecError, match=r'"vectorized" cannot train this task: BatchNorm1d .* use "auto"'):
+    assert "SyncBatchNorm '1'" in choice.reason
+    with pytest.raises(SpecError, match=r'"vectorized" cannot train this task: SyncBatchNorm .* use "auto"'):
         engine(Normed(), "simulation.engine=vectorized")
 
 

@@ -1,0 +1,136 @@
+"""What privacy costs: `python -m fedcore.simulations.scenarios.private_mnist_utility [DIR] [--report]`.
+
+Four specs of this folder, at three epsilons and without privacy. What DIR (runs/private_mnist if left out)
+holds already is not run again; `--report` runs nothing. The tables are printed, and the picture is
+DIR/utility.png. MNIST is found where `fedcore.data` looks for it.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, nan
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from fedcore.simulations.grid import Grid, run_grid
+from fedcore.simulations.page import BLUE, FAINT, INK, ORANGE, canvas
+from fedcore.simulations.scenarios import scenario
+from fedcore.spec import RunSpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SPECS = (
+    "private_mnist_client_1000",
+    "private_mnist_client_100",
+    "private_mnist_example_100",
+    "private_mnist_example_1000",
+)
+EPSILONS = (1.0, 3.0, 8.0, inf)  # infinite: the same run without clipping and noise
+SEEDS = (0, 1, 2)
+BESIDE = 25.0  # where the picture has what is reached without privacy
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the runs of one spec at one epsilon came to.
+
+    accuracies: in percent, one a seed. noise: the noise multiplier, 0 without privacy. seconds: of training,
+    the mean over runs.
+    """
+
+    accuracies: tuple[float, ...] = ()
+    noise: float = 0.0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.accuracies:
+            return "not run"
+        return f"{fmean(self.accuracies):.1f} ({min(self.accuracies):.1f} to {max(self.accuracies):.1f})"
+
+
+def grid(spec: RunSpec, epsilon: float, out: Path, *, run: bool) -> Grid:
+    """Return the grid of a spec's seeds at one epsilon, run where that is asked for."""
+    key, value = ("privacy.target_epsilon", epsilon) if epsilon < inf else ("privacy", {"level": "none"})
+    axes, folder = {key: [value], "run.seed": SEEDS}, out / spec.run.name / f"epsilon-{epsilon:g}"
+    return run_grid(spec, axes, folder) if run else Grid(spec, axes, folder)
+
+
+def found(grid: Grid) -> Runs:
+    """Return what the finished runs of a grid came to."""
+    done = [
+        (100 * outcome.final["accuracy"], outcome.seconds, grid.folder / cell.name / "result.json")
+        for cell, outcome in zip(grid.cells, grid.outcomes, strict=True)
+        if outcome.status == "finished" and outcome.final["accuracy"] is not None
+    ]
+    if not done:
+        return Runs()
+    accuracies, seconds, results = zip(*done, strict=True)
+    claim = json.loads(results[-1].read_text(encoding="utf-8"))["privacy"]
+    return Runs(accuracies, claim.get("noise_multiplier", 0.0), fmean(seconds))
+
+
+def title(spec: RunSpec) -> str:
+    """Return what a spec protects, such as `client level, 1,000 clients`."""
+    return f"{spec.privacy.level} level, {spec.simulation.clients:,} clients"
+
+
+def tables(lines: Mapping[str, Sequence[Runs]]) -> Iterator[str]:
+    """Yield the lines of two tables in Markdown: accuracies, then noise and the seconds of a run."""
+    names = [f"epsilon {epsilon:g}" if epsilon < inf else "no privacy" for epsilon in EPSILONS]
+    yield f"| test accuracy in percent | {' | '.join(names)} |"
+    yield "|" + "---|" * (1 + len(names))
+    for name, runs in lines.items():
+        yield f"| {name} | {' | '.join(map(str, runs))} |"
+    yield from ("", f"| noise multiplier | {' | '.join(names[:-1])} | seconds of a run |")
+    yield "|" + "---|" * (1 + len(names))
+    for name, runs in lines.items():
+        seconds = [each.seconds for each in runs if each.accuracies] or [0.0]
+        noises = " | ".join(f"{each.noise:.2f}" for each in runs[:-1])
+        yield f"| {name} | {noises} | {min(seconds):.0f} to {max(seconds):.0f} |"
+
+
+def draw(lines: Mapping[str, Sequence[Runs]]) -> "Figure":
+    """Return the mean accuracy against epsilon: a colour for a level, full dots for the many clients."""
+    drawing = canvas(9, 4.5)
+    axes = drawing.add_subplot()
+    places = [epsilon if epsilon < inf else BESIDE for epsilon in EPSILONS]
+    for name, runs in lines.items():
+        many = "1,000" in name
+        colour, line = BLUE if name.startswith("client") else ORANGE, "-" if many else "--"
+        heights = [fmean(each.accuracies or [nan]) for each in runs]
+        (drawn,) = axes.plot(
+            places[:-1], heights[:-1], "o", color=colour, linestyle=line, linewidth=2, label=name
+        )
+        (alone,) = axes.plot(places[-1:], heights[-1:], "o", color=colour)
+        for dots in (drawn, alone):
+            dots.set_markerfacecolor(colour if many else "white")
+    axes.set_xscale("log")
+    axes.set_xticks(places, [*(f"{epsilon:g}" for epsilon in places[:-1]), "no privacy"])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(0.85, 33)
+    axes.set_xlabel("epsilon of the whole run, for one client or for one example", fontsize=11, color=INK)
+    axes.set_ylabel("test accuracy, %", fontsize=11, color=INK)
+    axes.grid(color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(which="both", colors=INK, labelsize=10, length=0)
+    axes.legend(frameon=False, fontsize=11, labelcolor=INK, loc="lower right")
+    return drawing
+
+
+def main(arguments: Sequence[str], specs: Sequence[RunSpec]) -> None:
+    """Run what is left, unless it is only to be reported; print the tables and draw the picture."""
+    folders = [Path(argument) for argument in arguments if argument != "--report"]
+    out, run = folders[0] if folders else Path("runs/private_mnist"), "--report" not in arguments
+    lines = {
+        title(spec): [found(grid(spec, epsilon, out, run=run)) for epsilon in EPSILONS] for spec in specs
+    }
+    sys.stdout.write("\n".join([*tables(lines), ""]))
+    draw(lines).savefig(out / "utility.png", dpi=120, facecolor="white")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:], [RunSpec.load(scenario(name)) for name in SPECS])
