@@ -48,6 +48,9 @@ bench: dev ## the figures of the README, as JSON lines
 	@for job in digits-mlp-100 digits-mlp-1000 digits-cnn-100 mnist-cnn-100; do for engine in sequential auto; do \
 		$(BIN)/fedcore bench simulate $$job --engine $$engine || exit 1; done; done
 	@$(BIN)/fedcore bench aggregators
+	@for job in digits-mlp-100 digits-cnn-100; do $(BIN)/fedcore bench privacy $$job || exit 1; done
+	@$(BIN)/fedcore bench noise
+	@$(BIN)/fedcore bench ledger
 	@$(BIN)/fedcore bench deploy --params 1000 --clients 2 --rounds 20
 	@$(BIN)/fedcore bench deploy --params 10000000 --clients 2 --rounds 5
 

@@ -12,7 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUNNER = Path(__file__).with_name("run_document.py")
-DOCUMENTS = ["README.md", "docs/strategies.md", "docs/tutorial.md", "docs/write-your-own-strategy.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/privacy.md",
+    "docs/strategies.md",
+    "docs/tutorial.md",
+    "docs/write-your-own-strategy.md",
+]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
