@@ -194,12 +194,14 @@ def test_a_task_that_cannot_be_imported_says_what_to_do() -> None:
 
 
 SCRIPT = """
+import signal
 import sys
 from fedcore.simulations.run import Simulation
 from fedcore.spec import RunSpec
 from fedcore.task import resolve
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     spec = RunSpec().with_("simulation.engine=processes", "simulation.workers=2", "simulation.clients=10")
     run = Simulation(resolve(sys.argv[1]), spec)
     print("ready", flush=True)
