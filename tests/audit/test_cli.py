@@ -11,6 +11,8 @@ from fedcore.audit import client_level, example_level
 from fedcore.cli import app
 from fedcore.client.dpsgd import DPSGD
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 SPEC = """\
 [run]
 name = "small"

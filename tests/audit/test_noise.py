@@ -13,6 +13,8 @@ from fedcore.audit.one_run import count_correct
 from fedcore.privacy.accounting import epsilon
 from fedcore.privacy.events import Gaussian, Laplace
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 NORMAL = NormalDist()
 
 

@@ -48,6 +48,8 @@ from fedcore.strategies import rounds
 from fedcore.strategies.privacy import noise, release
 from fedcore.task import Task
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 Patch = pytest.MonkeyPatch
 CLAIM, DELTA = 2.0, 1e-5
 

@@ -95,6 +95,7 @@ def test_workers_are_started_where_they_promise_to_save_more_than_that_takes(
         assert tried(ragged, measured, *options) is None
 
 
+@pytest.mark.slow
 def test_workers_that_are_measured_to_be_faster_are_chosen_and_written_down(
     ragged: fedcore.Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +109,7 @@ def test_workers_that_are_measured_to_be_faster_are_chosen_and_written_down(
     assert tried(ragged, Measured(1.0)) is None, "slower than one after another"
 
 
+@pytest.mark.slow
 def test_the_gain_is_measured_on_the_workers_and_leaves_no_trace(ragged: fedcore.Task) -> None:
     parts = of(ragged, "simulation.engine=processes")
     choice = choose(*parts, parts[0].names)

@@ -17,6 +17,8 @@ from fedcore.simulations.scenarios.private_mnist import DIRECTIONS, FEATURES, WI
 from fedcore.simulations.scenarios.private_mnist_utility import EPSILONS, SPECS, grid, main, title
 from fedcore.spec import RunSpec
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 EXAMPLES = 60_000
 
 

@@ -21,6 +21,8 @@ from fedcore.simulations.run import Simulation
 from fedcore.strategies.rounds import train_plan
 from fedcore.task import resolve
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 MODULE = '''
 import os, time
 from torch import nn
