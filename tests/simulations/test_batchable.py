@@ -22,6 +22,8 @@ from fedcore.simulations.vectorized import Vectorized
 from fedcore.strategies import from_table
 from fedcore.task import Client
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 SIZES = (0, 2, 3, 4, 7, 8, 13)  # of the clients; with batches of 5 none of them has one of a single example
 WIDTH = 6
 

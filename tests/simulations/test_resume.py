@@ -23,6 +23,8 @@ from fedcore.simulations.resume import left, resume
 from fedcore.simulations.run import Progress, Simulation, simulate
 from fedcore.spec import RunSpec
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 CLIENTS, ROUNDS = 12, 6
 
 
