@@ -51,32 +51,33 @@ def init(
 def enroll(
     token: Annotated[str, typer.Argument(metavar="TOKEN", help="From the authority, or @FILE.")],
     folder: Dir = Path("."),
+    lock: Annotated[bool, typer.Option("--passphrase", help="Ask for one, and encrypt the key.")] = False,
 ) -> None:
     """Exchange a token for this device's certificate; the private key is made here and stays.
 
-    Compare the printed fingerprint with the one that the federation's authority shows.
+    Compare the printed fingerprint with the one that the federation's authority shows. A passphrase is asked
+    for again at every start; a service gives it in FEDCORE_PASSPHRASE, or in a file of mode 0600 that
+    FEDCORE_PASSPHRASE_FILE names.
 
     [bold]Examples[/bold]
 
     fedcore client enroll @hospital-1.token
 
-    fedcore client enroll fedcore-token-1.CgkxMjcuMC4w... --dir agent
+    fedcore client enroll fedcore-token-1.CgkxMjcuMC4w... --dir agent --passphrase
     """
     from fedcore.client.config import Config
-    from fedcore.client.ledger import remember_authority
     from fedcore.client.state import State
     from fedcore.crypto.files import make_private_folder
-    from fedcore.errors import ConfigError
+    from fedcore.crypto.identity import is_locked
+    from fedcore.crypto.passphrase import passphrase
     from fedcore.wire.enrolment import enrol
-    from fedcore.wire.token import Token, read_token
+    from fedcore.wire.token import read_token
 
     state, text = State(Config.load(folder).state), read_token(token)
-    ticket = Token.parse(text)
-    if ticket.name.role != "client":
-        raise ConfigError(f"the token is for {ticket.name}; expected one of role client")
+    locked = is_locked(state.identity)
+    secret = passphrase(new=not locked) if lock or locked else b""
     make_private_folder(state.folder)
-    identity = enrol(text, state.identity)
-    remember_authority(state.identity, ticket.address)
+    identity = enrol(text, state.identity, passphrase=secret)
     typer.echo(f"name         {identity.name.name}")
     typer.echo(f"federation   {identity.name.federation}")
     typer.echo(f"root         SHA-256 {identity.root_fingerprint}")
@@ -114,10 +115,10 @@ def check(
 def client_name(config: "Config") -> str:
     """Return the name of this device in its federation, or `client` before it is enrolled."""
     from fedcore.client.state import State
-    from fedcore.crypto.identity import CERTIFICATE, Identity
+    from fedcore.crypto.identity import IDENTITY, Certified
 
     folder = State(config.state).identity
-    return Identity.load(folder).name.name if (folder / CERTIFICATE).exists() else "client"
+    return Certified.load(folder).name.name if (folder / IDENTITY).exists() else "client"
 
 
 def lines_of(report: "Report") -> list[str]:
@@ -137,6 +138,7 @@ def lines_of(report: "Report") -> list[str]:
         "an update sends",
         *sends,
         *scalars,
+        f"read by   {report.readers}",
         "",
     ]
 
@@ -160,7 +162,7 @@ def start(
     from fedcore.client.agent import Agent, serve
     from fedcore.client.config import Config
     from fedcore.client.state import State
-    from fedcore.crypto.identity import Identity
+    from fedcore.crypto.passphrase import unlocked
     from fedcore.errors import ConfigError
 
     telemetry.configure(as_json)
@@ -170,7 +172,7 @@ def start(
             f"{config.place('coordinator')}: '': expected HOST:PORT of the federation's coordinator"
         )
     state = State(config.state)
-    identity = Identity.load(state.identity)
+    identity = unlocked(state.identity)
     with state.locked():
         asyncio.run(serve(Agent(config, identity)))
 

@@ -2,22 +2,18 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from collections.abc import Callable
 
 from fedcore.chain import Head
 from fedcore.client.config import Config
-from fedcore.crypto.files import write_atomically
 from fedcore.crypto.identity import Identity
 from fedcore.errors import FedcoreError
 from fedcore.privacy.ledger import Ledger, LedgerDamaged, Receipt, ledger_id
-from fedcore.wire.witness import Statement, WitnessUnreachable, ask
+from fedcore.wire.witness import Statement, ask
 
 log = logging.getLogger("fedcore.client")
 
 AGAIN = 60.0  # seconds until a ledger is shown again, where its authority did not answer
-AUTHORITY = "authority"  # in the identity's folder: HOST:PORT
 
 
 def open_ledger(config: Config) -> Ledger | None:
@@ -31,50 +27,27 @@ def open_ledger(config: Config) -> Ledger | None:
     return Ledger.open(path, terms.dataset, terms.unit, terms.epsilon, terms.delta)
 
 
-def remember_authority(folder: Path, address: str) -> None:
-    """Keep the address of the authority beside the identity that it has certified."""
-    write_atomically(folder / AUTHORITY, f"{address}\n".encode(), 0o644)
+def witnessed(ledger: Ledger, identity: Identity) -> Receipt:
+    """Show the ledger to the authority of an identity, and return and keep the receipt.
+
+    Raises LedgerDamaged where the authority has seen rows that are not in it, FedcoreError where it does not
+    answer, AuthenticationError, and ProtocolError.
+    """
+    name, account = str(identity.name), ledger.account()
+    for _ in range(2):  # again where an answer was lost: the authority remembers another of these rows
+        last = ledger.receipt(name)
+        previous = last.head if last else Head()
+        receipt = ask(identity, Statement(ledger_id(account.dataset), account.head, previous))
+        ledger.keep(receipt)
+        if receipt.head.sequence >= account.head.sequence:
+            break
+    return receipt
 
 
-@dataclass(frozen=True)
-class Witness:
-    """The authority at `address` (HOST:PORT, empty if unknown), as this identity talks to it."""
-
-    address: str
-    identity: Identity
-
-    @classmethod
-    def of(cls, folder: Path, identity: Identity) -> Self:
-        """Return the witness of the identity in a folder."""
-        path = folder / AUTHORITY
-        return cls(path.read_text(encoding="utf-8").strip() if path.exists() else "", identity)
-
-    def show(self, ledger: Ledger) -> Receipt:
-        """Show the ledger, and return and keep the receipt.
-
-        Raises LedgerDamaged where the authority has seen rows that are not in it, WitnessUnreachable,
-        AuthenticationError, and ProtocolError.
-        """
-        if not self.address:
-            raise WitnessUnreachable(
-                "the authority's address is not known; enrol again with 'fedcore client enroll'"
-            )
-        name, account = str(self.identity.name), ledger.account()
-        for _ in range(2):  # again where an answer was lost: the authority remembers another of these rows
-            last = ledger.receipt(name)
-            previous = last.head if last else Head()
-            statement = Statement(ledger_id(account.dataset), account.head, previous)
-            receipt = ask(self.address, self.identity, statement)
-            ledger.keep(receipt)
-            if receipt.head.sequence >= account.head.sequence:
-                break
-        return receipt
-
-
-async def show(ledger: Ledger, witness: Witness) -> bool:
+async def show(ledger: Ledger, identity: Identity) -> bool:
     """Show a ledger, log what came of it, and tell whether there was an answer; without it, work goes on."""
     try:
-        receipt = await asyncio.to_thread(witness.show, ledger)
+        receipt = await asyncio.to_thread(witnessed, ledger, identity)
     except LedgerDamaged as error:  # which the ledger itself now says to every claim
         log.error("ledger refused", extra={"reason": str(error)})
     except FedcoreError as error:
@@ -85,10 +58,13 @@ async def show(ledger: Ledger, witness: Witness) -> bool:
     return True
 
 
-async def keep_showing(ledger: Ledger, witness: Witness, reserved: asyncio.Event) -> None:
-    """Show a ledger whenever `reserved` is set, and again later where the authority did not answer."""
+async def keep_showing(ledger: Ledger, current: Callable[[], Identity], reserved: asyncio.Event) -> None:
+    """Show a ledger whenever `reserved` is set, and again later where the authority did not answer.
+
+    current: says with which identity, for a certificate is renewed from time to time.
+    """
     while await reserved.wait():
         reserved.clear()
-        if not await show(ledger, witness):
+        if not await show(ledger, current()):
             await asyncio.sleep(AGAIN)
             reserved.set()

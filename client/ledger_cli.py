@@ -29,7 +29,8 @@ def show(folder: Dir = Path("."), as_json: Json = False) -> None:
     """List what was reserved, and say what is spent and what remains. Contacts nobody.
 
     The filter adds up Renyi divergences (RDP) and decides by them. Privacy loss distributions (PLD) bound the
-    same history more tightly, which is the figure to report.
+    same history more tightly, which is the figure to report; of integer noise, which many clients make
+    together, nobody knows them.
 
     [bold]Examples[/bold]
 
@@ -48,7 +49,8 @@ def show(folder: Dir = Path("."), as_json: Json = False) -> None:
         typer.echo(f"{entry['sequence']:>6}  {when(entry['time'])}  {what}  -> {entry['spent']:.4f}")
     typer.echo(f"data set   {found['dataset']}; for one {found['unit']}, adjacency {found['adjacency']}")
     typer.echo(f"budget     epsilon {found['epsilon']:g} at delta {found['delta']:g}")
-    typer.echo(f"spent      {found['spent']:.4f} (RDP, the filter's); {found['spent_pld']:.4f} by PLD")
+    tighter = "" if (pld := found["spent_pld"]) is None else f"; {pld:.4f} by PLD"
+    typer.echo(f"spent      {found['spent']:.4f} (RDP, the filter's){tighter}")
     typer.echo(f"remaining  {found['remaining']:.4f}")
     typer.echo(f"witness    {found['witness']}")
 
@@ -109,9 +111,12 @@ def ledger_of(folder: Path) -> tuple["Config", "Ledger"]:
 
 
 def summary(ledger: "Ledger") -> dict[str, Any]:
-    """Return the state of a ledger as JSON; epsilons are at its delta, times in seconds since 1970."""
+    """Return the state of a ledger as JSON; epsilons are at its delta, times in seconds since 1970.
+
+    spent_pld: None where an entry has no privacy loss distribution.
+    """
     from fedcore.privacy.account import event_to_json
-    from fedcore.privacy.accounting import epsilon
+    from fedcore.privacy.accounting import accountant_for, epsilon
 
     account, entries = ledger.account(), ledger.entries()
     spent = account.epsilon_with()
@@ -121,7 +126,7 @@ def summary(ledger: "Ledger") -> dict[str, Any]:
         "adjacency": "add/remove",
         "spent": spent,
         "remaining": account.epsilon - spent,
-        "spent_pld": epsilon(history, account.delta),
+        "spent_pld": epsilon(history, account.delta) if accountant_for(history) == "pld" else None,
         "witness": witnessed(ledger),
         "entries": [
             {**vars(entry), "history": [event_to_json(event) for event in entry.history]} for entry in entries
@@ -141,15 +146,14 @@ def witnessed(ledger: "Ledger") -> str:
 
 def ask_witness(config: "Config", ledger: "Ledger") -> str:
     """Return what the authority says to the ledger; raises LedgerDamaged where it has seen another."""
-    from fedcore.client.ledger import Witness
+    from fedcore.client.ledger import witnessed as shown
     from fedcore.client.state import State
-    from fedcore.crypto.identity import Identity
+    from fedcore.crypto.passphrase import unlocked
     from fedcore.errors import FedcoreError
     from fedcore.privacy.ledger import LedgerDamaged
 
-    folder = State(config.state).identity
     try:
-        Witness.of(folder, Identity.load(folder)).show(ledger)
+        shown(ledger, unlocked(State(config.state).identity))
     except LedgerDamaged:
         raise
     except FedcoreError as error:

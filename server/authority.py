@@ -2,20 +2,18 @@
 
 A folder, 0700, private keys and database 0600:
 
-    authority.toml           federation and public address
-    ca.pem                   the root that every participant pins
-    root/key.pem             signs intermediates only; take root/ offline once the authority runs
-    certificate.pem key.pem  the intermediate, which signs participants
-    authority.db             tokens (only their hashes), what was issued, and what ledgers it was shown
+    authority.toml    federation, public address, and the life of a certificate in seconds
+    ca.pem            the root that every participant pins
+    root/key.pem      signs intermediates only; take root/ offline once the authority runs
+    intermediate.pem  key and certificate of the intermediate, which signs participants
+    authority.db      tokens (only their hashes), what was issued and revoked, what ledgers it was shown
 """
 
 import secrets
 import sqlite3
 import tomllib
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Self
@@ -25,36 +23,23 @@ from cryptography import x509
 
 from fedcore.chain import Head
 from fedcore.crypto import certificates
-from fedcore.crypto.certificates import Key, PublicKey, key_from_pem, key_to_pem, new_key, to_pem
+from fedcore.crypto.certificates import (
+    Key,
+    PublicKey,
+    key_from_pem,
+    key_to_pem,
+    new_key,
+    serial_of,
+    to_pem,
+)
 from fedcore.crypto.files import make_private_folder, read_private, write_atomically
 from fedcore.crypto.identity import Clock, Identity, utc_now
 from fedcore.crypto.names import Name
-from fedcore.errors import AuthenticationError, ConfigError, UpdateRefused
+from fedcore.errors import AuthenticationError, ConfigError, SpecError, UpdateRefused, nearest
+from fedcore.server.authority_books import Issued, chain_again, date_of, empty_books, holder, transaction
 from fedcore.wire.address import parse_address
 from fedcore.wire.token import SECRET_BYTES, Token
 
-SCHEMA = """
-CREATE TABLE certificates (
-    serial    TEXT PRIMARY KEY,  -- hexadecimal: its 160 bits fit no INTEGER
-    name      TEXT NOT NULL,     -- fedcore://FEDERATION/ROLE/NAME
-    not_after INTEGER NOT NULL,  -- seconds since 1970
-    chain     BLOB NOT NULL      -- PEM
-) STRICT;
-CREATE TABLE tokens (
-    secret_sha256 BLOB PRIMARY KEY,
-    name          TEXT NOT NULL,
-    expires       INTEGER NOT NULL,
-    used          INTEGER,
-    serial        TEXT REFERENCES certificates (serial)
-) STRICT;
-CREATE TABLE heads (
-    name     TEXT NOT NULL,     -- of the client
-    ledger   TEXT NOT NULL,
-    sequence INTEGER NOT NULL,  -- rows it had
-    hash     BLOB NOT NULL,     -- of the last one
-    PRIMARY KEY (name, ledger)
-) STRICT;
-"""
 LEDGERS = 64  # of one client; strangers' rows cost disk for ever
 
 Chain = list[x509.Certificate]
@@ -68,35 +53,41 @@ class Authority:
     federation: str
     address: str
     root: x509.Certificate
-    intermediate: x509.Certificate
-    key: Key = field(repr=False)
+    lifetime: timedelta = certificates.LEAF_LIFETIME
     clock: Clock = utc_now
 
     @classmethod
-    def create(cls, folder: Path, federation: str, address: str, clock: Clock = utc_now) -> Self:
+    def create(
+        cls,
+        folder: Path,
+        federation: str,
+        address: str,
+        lifetime: timedelta = certificates.LEAF_LIFETIME,
+        clock: Clock = utc_now,
+    ) -> Self:
         """Make the keys, the books and the folder of a new federation.
 
-        address: HOST:PORT where participants will find it. Raises SpecError for a name or an
-        address that does not fit and ConfigError where the folder already holds an authority.
+        address: HOST:PORT where participants will find it. lifetime: of a participant's certificate, in
+        whole seconds. Raises SpecError for a name or an address that does not fit and ConfigError where
+        the folder already holds an authority.
         """
         Name(federation, "authority", "enrolment")
         parse_address(address)
         if (folder / "authority.toml").exists():
             raise ConfigError(f"{folder} already holds an authority; choose another folder")
-        root_key, key, now = new_key(), new_key(), clock()
-        root = certificates.issue_root(federation, root_key, now)
-        intermediate = certificates.issue_intermediate(federation, key.public_key(), root, root_key, now)
+        root_key = new_key()
+        root = certificates.issue_root(federation, root_key, clock())
+        authority = cls(folder, federation, address, root, lifetime, clock)
         make_private_folder(folder)
         make_private_folder(folder / "root")
         write_atomically(folder / "root" / "key.pem", key_to_pem(root_key), 0o600)
         write_atomically(folder / "ca.pem", to_pem(root), 0o644)
-        write_atomically(folder / "key.pem", key_to_pem(key), 0o600)
-        write_atomically(folder / "certificate.pem", to_pem(intermediate), 0o644)
-        write_atomically(folder / "authority.db", _empty_books(), 0o600)
+        authority.new_intermediate()
+        write_atomically(authority.books, empty_books(), 0o600)
         # Last, because its presence says that the folder is complete.
-        settings = tomli_w.dumps({"federation": federation, "address": address})
-        write_atomically(folder / "authority.toml", settings.encode(), 0o644)
-        return cls(folder, federation, address, root, intermediate, key, clock)
+        settings = {"federation": federation, "address": address, "lifetime": int(lifetime.total_seconds())}
+        write_atomically(folder / "authority.toml", tomli_w.dumps(settings).encode(), 0o644)
+        return authority
 
     @classmethod
     def load(cls, folder: Path, clock: Clock = utc_now) -> Self:
@@ -107,29 +98,63 @@ class Authority:
         try:
             settings = tomllib.loads((folder / "authority.toml").read_text())
             root = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
-            intermediate = x509.load_pem_x509_certificate((folder / "certificate.pem").read_bytes())
-            key = key_from_pem(read_private(folder / "key.pem"))
             federation, address = settings["federation"], settings["address"]
-            (folder / "authority.db").stat()
+            authority = cls(folder, federation, address, root, timedelta(seconds=settings["lifetime"]), clock)
+            authority.issuer()
+            authority.books.stat()
         except FileNotFoundError as error:
             raise ConfigError(
                 f"no authority in {folder}: {error.filename} is missing; run: "
                 f"fedcore authority init {folder} --federation NAME --address HOST:PORT"
             ) from error
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"the authority in {folder} is damaged: {error}; restore its files") from error
-        return cls(folder, federation, address, root, intermediate, key, clock)
+        return authority
+
+    @property
+    def name(self) -> Name:
+        """Its own, of the certificate that it shows on the network."""
+        return Name(self.federation, "authority", "enrolment")
+
+    @property
+    def books(self) -> Path:
+        """The database."""
+        return self.folder / "authority.db"
 
     @property
     def fingerprint(self) -> str:
         """The SHA-256 of the root's certificate, for people to compare."""
         return certificates.fingerprint(self.root)
 
+    def issuer(self) -> tuple[x509.Certificate, Key]:
+        """Return the intermediate and its key, as they are on disk now: `new_intermediate` replaces them."""
+        pem = read_private(self.folder / "intermediate.pem")
+        return x509.load_pem_x509_certificate(pem), key_from_pem(pem)
+
+    def new_intermediate(self) -> x509.Certificate:
+        """Make the intermediate, or another before the old one ends: what that one signed stays valid.
+
+        Raises ConfigError where the root's key is not at hand, or is another federation's.
+        """
+        path, key = self.folder / "root" / "key.pem", new_key()
+        try:
+            root_key = key_from_pem(read_private(path))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path} is missing; bring the root's key back for this command") from error
+        if root_key.public_key() != self.root.public_key():
+            raise ConfigError(f"{path} is not the key of {self.folder / 'ca.pem'}; bring this federation's")
+        made = certificates.issue_intermediate(
+            self.federation, key.public_key(), self.root, root_key, self.clock()
+        )
+        # One file, so that a running authority finds a key and its own certificate at every moment.
+        write_atomically(self.folder / "intermediate.pem", key_to_pem(key) + to_pem(made), 0o600)
+        return made
+
     def new_token(self, name: Name, lifetime: timedelta) -> Token:
         """Return a new token by which one key can enrol once under `name`; only its hash is kept."""
         secret = secrets.token_bytes(SECRET_BYTES)
         expires = int((self.clock() + lifetime).timestamp())
-        with self._transaction() as books:
+        with transaction(self.books) as books:
             row = (sha256(secret).digest(), str(name), expires)
             books.execute("INSERT INTO tokens (secret_sha256, name, expires) VALUES (?, ?, ?)", row)
         return Token(self.address, self.root, name, secret)
@@ -140,41 +165,90 @@ class Authority:
         request: PKCS10, DER. Whatever name it asks for is ignored: name and role are the token's. The
         same key may ask again while the token is valid and gets the same certificate.
         Raises ProtocolError for a malformed request, and AuthenticationError for a token that is unknown,
-        expired, or used by another key.
+        expired, or used by another key, and for what was revoked.
         """
         public_key = certificates.requested_key(request)
         # Looking up a hash takes the same time whatever an attacker's guess has in common with a secret.
         digest = sha256(secret).digest()
-        with self._transaction() as books:
-            query = """SELECT tokens.name, expires, chain FROM tokens
-                       LEFT JOIN certificates USING (serial) WHERE secret_sha256 = ?"""
+        with transaction(self.books) as books:
+            query = "SELECT name, expires, serial FROM tokens WHERE secret_sha256 = ?"
             row = books.execute(query, (digest,)).fetchone()
             if row is None:
                 raise AuthenticationError("the token is unknown to this authority")
-            uri, expires, issued = row
+            uri, expires, serial = row
             now = self.clock()
             if now.timestamp() >= expires:
-                raise AuthenticationError(f"the token for {uri} expired at {_date(expires)}")
-            if issued is not None:
-                chain = x509.load_pem_x509_certificates(issued)
-                if chain[0].public_key() != public_key:
-                    raise AuthenticationError(f"the token for {uri} was already used by another key")
-                return chain
+                raise AuthenticationError(f"the token for {uri} expired at {date_of(expires)}")
+            if serial is not None:
+                problem = f"the token for {uri} was already used by another key"
+                return chain_again(books, serial, public_key, problem)
             chain = self._issue(books, Name.parse(uri), public_key)
-            used = (int(now.timestamp()), _serial(chain[0]), digest)
+            used = (int(now.timestamp()), serial_of(chain[0]), digest)
             books.execute("UPDATE tokens SET used = ?, serial = ? WHERE secret_sha256 = ?", used)
             return chain
 
-    def issue(self, name: Name, public_key: PublicKey) -> Chain:
-        """Return and record the chain (leaf, intermediate) of a participant, without a token."""
-        with self._transaction() as books:
-            return self._issue(books, name, public_key)
+    def renew(self, serial: str, request: bytes) -> Chain:
+        """Return the chain that replaces a certificate whose holder has proven to have its key.
+
+        request: PKCS10, DER, for the new key. The same request gets the same certificate again, for a reply
+        may be lost; another one does not: of two holders of a certificate, one has stolen it.
+        Raises ProtocolError for a malformed request, and AuthenticationError for a certificate that is
+        unknown, revoked, or renewed with another key.
+        """
+        public_key = certificates.requested_key(request)
+        with transaction(self.books) as books:
+            uri, successor = holder(books, serial)
+            if successor is not None:
+                problem = f"the certificate of {uri} was already renewed with another key"
+                return chain_again(books, successor, public_key, problem)
+            chain = self._issue(books, Name.parse(uri), public_key)
+            row = (serial_of(chain[0]), serial)
+            books.execute("UPDATE certificates SET successor = ? WHERE serial = ?", row)
+            return chain
+
+    def revoke(self, name: Name) -> int:
+        """Revoke all certificates of a name and withdraw its tokens; return how many certificates held.
+
+        Its keys never get a certificate again; a token that is made afterwards lets a new key enrol.
+        Raises SpecError with the nearest name where this one has nothing to revoke.
+        """
+        now = int(self.clock().timestamp())
+        with transaction(self.books) as books:
+            names = {
+                row[0] for row in books.execute("SELECT name FROM certificates UNION SELECT name FROM tokens")
+            }
+            if str(name) not in names:
+                raise SpecError(f"{name} has neither certificate nor token{nearest(str(name), names)}")
+            query = "SELECT count(*) FROM certificates WHERE name = ? AND revoked IS NULL AND not_after > ?"
+            (count,) = books.execute(query, (str(name), now)).fetchone()
+            query = "UPDATE certificates SET revoked = ? WHERE name = ? AND revoked IS NULL"
+            books.execute(query, (now, str(name)))
+            books.execute("DELETE FROM tokens WHERE name = ?", (str(name),))
+            return int(count)
+
+    def check(self, serial: str) -> None:
+        """Raise AuthenticationError for a certificate that is unknown or revoked."""
+        with transaction(self.books) as books:
+            holder(books, serial)
+
+    def issued(self) -> list[Issued]:
+        """Return the participants' certificates that have not expired, by name and end."""
+        query = """SELECT serial, name, not_after, revoked FROM certificates
+                   WHERE not_after > ? AND name != ? ORDER BY name, not_after"""
+        with transaction(self.books) as books:
+            values = int(self.clock().timestamp()), str(self.name)
+            return [Issued(*row) for row in books.execute(query, values)]
 
     def new_identity(self, name: Name) -> Identity:
         """Return an identity whose key is made here: the authority's own, and those of tests and demos."""
         key = new_key()
-        chain = self.issue(name, key.public_key())
-        return Identity.verified(key, chain, self.root, self.clock())
+        with transaction(self.books) as books:
+            chain = self._issue(books, name, key.public_key())
+        return Identity.verified(key, chain, self.root, self.clock(), self.address)
+
+    def changed(self) -> int:
+        """Return when a process last wrote the books (nanoseconds); what has not moved need not be read."""
+        return self.books.stat().st_mtime_ns
 
     def witness(self, name: Name, ledger: str, head: Head, previous: Head) -> Head:
         """Remember the head of a client's ledger, and return the one that is remembered now.
@@ -184,7 +258,7 @@ class Authority:
         returned head in its ledger: it has missed an answer, or the ledger was rolled back.
         Raises UpdateRefused for too many ledgers.
         """
-        with self._transaction() as books:
+        with transaction(self.books) as books:
             query = "SELECT ledger, sequence, hash FROM heads WHERE name = ?"
             heads = {known: Head(*values) for known, *values in books.execute(query, (str(name),))}
             known = heads.get(ledger)
@@ -197,37 +271,18 @@ class Authority:
             return head
 
     def _issue(self, books: sqlite3.Connection, name: Name, public_key: PublicKey) -> Chain:
-        leaf = certificates.issue_leaf(name, public_key, self.intermediate, self.key, self.clock())
+        (issuer, issuer_key), now = self.issuer(), self.clock()
+        digest = certificates.key_digest(public_key)
+        known = "SELECT 1 FROM certificates WHERE key = ? AND revoked IS NOT NULL"
+        if books.execute(known, (digest,)).fetchone():
+            raise AuthenticationError(
+                f"the key of this request for {name} was revoked; move the folder of its identity away, so "
+                f"that a new key is made"
+            )
+        leaf = certificates.issue_leaf(name, public_key, issuer, issuer_key, now, self.lifetime)
+        expired = "DELETE FROM certificates WHERE name = ? AND not_after < ? AND revoked IS NULL"
+        books.execute(expired, (str(name), int(now.timestamp())))
         not_after = int(leaf.not_valid_after_utc.timestamp())
-        row = (_serial(leaf), str(name), not_after, to_pem(leaf, self.intermediate))
-        books.execute("INSERT INTO certificates VALUES (?, ?, ?, ?)", row)
-        return [leaf, self.intermediate]
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the block as one transaction, durable when it ends.
-
-        A connection each: calls are rare, and so neither threads nor the token command share any state.
-        """
-        path = (self.folder / "authority.db").absolute().as_uri()
-        # mode=rw: books that are gone must not come back as empty ones.
-        with closing(sqlite3.connect(f"{path}?mode=rw", uri=True, isolation_level=None)) as books:
-            books.execute("PRAGMA synchronous = FULL")
-            # Taking the write lock before the first read is what makes a token single use under concurrency.
-            books.execute("BEGIN IMMEDIATE")
-            with books:
-                yield books
-
-
-def _empty_books() -> bytes:
-    with closing(sqlite3.connect(":memory:")) as books:
-        books.executescript(SCHEMA)
-        return books.serialize()
-
-
-def _serial(certificate: x509.Certificate) -> str:
-    return f"{certificate.serial_number:040x}"
-
-
-def _date(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
+        row = (serial_of(leaf), str(name), not_after, digest, to_pem(leaf, issuer))
+        books.execute("INSERT INTO certificates VALUES (?, ?, ?, ?, ?, NULL, NULL)", row)
+        return [leaf, issuer]

@@ -44,9 +44,7 @@ def init(
 
     listen = parse_address(listen, lowest_port=0)
     make_private_folder(folder)
-    identity = enrol(read_token(token), folder / "identity")
-    if identity.name.role != "coordinator":
-        raise ConfigError(f"the token is for {identity.name}; expected one of role coordinator")
+    identity = enrol(read_token(token), folder / "identity", "coordinator")
     write_atomically(folder / CONFIG, tomli_w.dumps({"listen": listen}).encode(), 0o644)
     typer.echo(f"coordinator {identity.name}, certificate until {identity.not_after:%Y-%m-%d}")
     typer.echo(f"next        fedcore server start --dir {folder}")
@@ -66,7 +64,7 @@ def start(
 
     fedcore server start --dir coordinator --json 2>> coordinator.log
     """
-    from fedcore.crypto.identity import Identity
+    from fedcore.crypto.passphrase import unlocked
     from fedcore.server.serve import serve
     from fedcore.wire.address import parse_address
 
@@ -82,4 +80,4 @@ def start(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"{folder} is in use by another coordinator; stop that one first") from error
-        asyncio.run(serve(folder, Identity.load(folder / "identity"), address))
+        asyncio.run(serve(folder, unlocked(folder / "identity"), address))

@@ -9,9 +9,11 @@ from fedcore.crypto.identity import Identity
 from fedcore.crypto.tls import server_credentials
 from fedcore.errors import ConfigError
 from fedcore.server.coordinator import Coordinator
+from fedcore.server.denied import follow
 from fedcore.server.operator import OperatorService
 from fedcore.server.service import AgentService
 from fedcore.wire import grpc
+from fedcore.wire.renewal import keep_renewed
 from fedcore.wire.v1.coordinator_pb2_grpc import (
     add_CoordinatorServicer_to_server,
     add_OperatorServicer_to_server,
@@ -33,15 +35,13 @@ OPTIONS = (
 )
 
 
-async def start_server(
-    coordinator: Coordinator, identity: Identity, listen: str
-) -> tuple[grpc.aio.Server, int]:
+async def start_server(coordinator: Coordinator, listen: str) -> tuple[grpc.aio.Server, int]:
     """Return a started server and its port; raises ConfigError where the address cannot be had."""
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(interceptors=[coordinator.denied], options=OPTIONS)
     add_CoordinatorServicer_to_server(AgentService(coordinator), server)
     add_OperatorServicer_to_server(OperatorService(coordinator), server)
     try:
-        port = server.add_secure_port(listen, server_credentials(identity))
+        port = server.add_secure_port(listen, server_credentials(lambda: coordinator.identity))
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {listen}: {error}; choose a free port with --listen") from error
     await server.start()
@@ -53,10 +53,18 @@ async def serve(folder: Path, identity: Identity, listen: str) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    coordinator = Coordinator(folder)
+    coordinator = Coordinator(folder, identity)
+
+    async def use(renewed: Identity) -> None:
+        coordinator.identity = renewed
+
+    beside = [
+        asyncio.create_task(keep_renewed(folder / "identity", identity, use)),
+        asyncio.create_task(follow(lambda: coordinator.identity, coordinator.denied, coordinator.expel)),
+    ]
     try:
         await coordinator.start()
-        server, port = await start_server(coordinator, identity, listen)
+        server, port = await start_server(coordinator, listen)
         host = listen.rpartition(":")[0]
         log.info("listening", extra={"address": f"{host}:{port}", "federation": identity.name.federation})
         await stop.wait()
@@ -64,5 +72,8 @@ async def serve(folder: Path, identity: Identity, listen: str) -> None:
         coordinator.registry.dismiss()
         await stopping
     finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await coordinator.close()
     log.info("stopped")

@@ -6,6 +6,7 @@ time comes in as an argument, and files are other modules' business.
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from hashlib import sha256
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -31,16 +32,29 @@ def new_key() -> Key:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def key_to_pem(key: Key) -> bytes:
-    """Return the private key as unencrypted PKCS8."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def key_to_pem(key: Key, passphrase: bytes = b"") -> bytes:
+    """Return the private key as PKCS8, encrypted where there is a passphrase."""
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase:
+        encryption = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
-def key_from_pem(pem: bytes) -> Key:
-    """Return the P-256 private key in a PKCS8 file; raises ValueError for anything else."""
-    key = serialization.load_pem_private_key(pem, password=None)
+def key_from_pem(pem: bytes, passphrase: bytes = b"") -> Key:
+    """Return the P-256 private key in a PKCS8 file; `passphrase` counts only where it is encrypted.
+
+    Raises AuthenticationError for a passphrase that is missing or wrong, and ValueError for anything else
+    than such a key.
+    """
+    encrypted = b"BEGIN ENCRYPTED PRIVATE KEY" in pem
+    if encrypted and not passphrase:
+        raise AuthenticationError("the key is encrypted, and there is no passphrase")
+    try:
+        key = serialization.load_pem_private_key(pem, password=passphrase if encrypted else None)
+    except ValueError as error:
+        if encrypted and "password" in str(error):
+            raise AuthenticationError("the passphrase does not open the key") from error
+        raise
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ValueError(f"expected an ECDSA key on P-256, not {type(key).__name__}")
     return key
@@ -54,6 +68,14 @@ def to_pem(*certificates: x509.Certificate) -> bytes:
 def to_der(certificate: x509.Certificate) -> bytes:
     """Return a certificate as DER."""
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def from_der(der: bytes) -> x509.Certificate:
+    """Return the certificate in DER, which may come from a peer; raises ValueError for anything else."""
+    try:
+        return x509.load_der_x509_certificate(der)
+    except x509.InvalidVersion as error:
+        raise ValueError(str(error)) from error
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
@@ -126,7 +148,12 @@ def issue_intermediate(
 
 
 def issue_leaf(
-    name: Name, public_key: PublicKey, issuer: x509.Certificate, issuer_key: Key, now: datetime
+    name: Name,
+    public_key: PublicKey,
+    issuer: x509.Certificate,
+    issuer_key: Key,
+    now: datetime,
+    lifetime: timedelta = LEAF_LIFETIME,
 ) -> x509.Certificate:
     """Return the certificate of one participant: its name as URI, and what its role may do in TLS.
 
@@ -137,7 +164,7 @@ def issue_leaf(
     if now >= issuer.not_valid_after_utc:
         raise AuthenticationError(
             f"the authority's intermediate expired at {issuer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, "
-            f"so it can issue nothing; its operator has to make a new one"
+            f"so it can issue nothing; its operator has to run 'fedcore authority renew'"
         )
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
     alternatives: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(name))]
@@ -146,13 +173,19 @@ def issue_leaf(
         alternatives.append(x509.DNSName(server_name(name.federation, name.role)))
     end = issuer.not_valid_after_utc
     if name.role != "authority":
-        end = min(now + LEAF_LIFETIME, end)
+        end = min(now + lifetime, end)
     builder = (
         _builder(_subject(name.federation, name.name), public_key, None, now, end)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     )
     return _sign(builder, issuer.subject, issuer_key.public_key(), issuer_key)
+
+
+def renewal_time(certificate: x509.Certificate) -> datetime:
+    """Return when to replace a certificate: at two thirds of its life (UTC)."""
+    start, end = certificate.not_valid_before_utc + CLOCK_SKEW, certificate.not_valid_after_utc
+    return start + (end - start) * 2 / 3
 
 
 def certificate_request(key: Key) -> bytes:
@@ -176,6 +209,17 @@ def requested_key(request: bytes) -> PublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ProtocolError(f"the certificate request holds {type(key).__name__}, expected ECDSA on P-256")
     return key
+
+
+def key_digest(public_key: PublicKey) -> bytes:
+    """Return the SHA-256 of a public key (its SubjectPublicKeyInfo, DER)."""
+    info = serialization.PublicFormat.SubjectPublicKeyInfo
+    return sha256(public_key.public_bytes(serialization.Encoding.DER, info)).digest()
+
+
+def serial_of(certificate: x509.Certificate) -> str:
+    """Return a certificate's serial number as 40 hexadecimal digits: its 160 bits fit no 64-bit integer."""
+    return f"{certificate.serial_number:040x}"
 
 
 def leaf_name(leaf: x509.Certificate) -> Name:

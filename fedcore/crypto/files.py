@@ -44,7 +44,7 @@ def read_private(path: Path) -> bytes:
         mode = os.fstat(file.fileno()).st_mode & 0o777
         if mode & 0o077:
             raise ConfigError(
-                f"{path} has mode {mode:04o}, so others can get at this key; expected 0600; run: "
-                f"chmod 600 {path}, and enrol anew with another key if anyone may have read it"
+                f"{path} has mode {mode:04o}, so others can get at this secret; expected 0600; run: "
+                f"chmod 600 {path}, and make another one if anyone may have read it"
             )
         return file.read()

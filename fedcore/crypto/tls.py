@@ -6,6 +6,7 @@ to talk to (`fedcore.crypto.names.server_name`); the authority gives that name, 
 server, to nobody else. The address can then be anything.
 """
 
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 from fedcore.crypto.identity import Identity
@@ -29,10 +30,30 @@ class Context(Protocol):
         """End the call with a status."""
 
 
-def server_credentials(identity: Identity) -> grpc.ServerCredentials:
-    """Return credentials of a server that talks only to certificates under its root."""
-    return grpc.ssl_server_credentials(
-        [(identity.key, identity.chain)], root_certificates=identity.root, require_client_auth=True
+def server_credentials(current: Callable[[], Identity], strangers: bool = False) -> grpc.ServerCredentials:
+    """Return credentials of a server that talks only to certificates under its root.
+
+    current: says, at every handshake, with which certificate; it may change while the server runs.
+    strangers: let in callers without a certificate too.
+    """
+    shown = current()
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        root = None if strangers else shown.root
+        return grpc.ssl_server_certificate_configuration([(shown.key, shown.chain)], root)
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        """Return a configuration if it is new: gRPC frees the last one, which other handshakes may use."""
+        nonlocal shown
+        if (identity := current()) is shown:
+            return None
+        shown = identity
+        return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(),
+        changed,  # type: ignore[arg-type]  # whose stubs know no None
+        require_client_authentication=not strangers,
     )
 
 

@@ -4,33 +4,44 @@ gRPC's C core has no setting for the lowest TLS version, and its servers take TL
 suites does the job: with a suite that gRPC's BoringSSL can use in no certificate handshake, nothing of
 TLS 1.2 is left, while the suites of TLS 1.3 are not on that list and stay. The core reads the variable
 once, so it must be set before the first `import grpc`; import sorters put third-party imports first,
-which is why nothing in fedcore imports grpc by itself.
+which is why nothing in fedcore imports grpc by itself. Messages alone need no gRPC, so it is imported when
+it is asked for: a simulation starts without it.
 """
 
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 from fedcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    import grpc as grpc
 
 VARIABLE, SUITES = "GRPC_SSL_CIPHER_SUITES", "ECDHE-PSK-CHACHA20-POLY1305"
 
 
 def tls13_only() -> None:
-    """Make gRPC refuse TLS 1.2 in this process and its children.
+    """Make gRPC refuse TLS 1.2 in this process and its children, unless it is too late."""
+    if "grpc" not in sys.modules:
+        os.environ[VARIABLE] = SUITES
 
-    Raises ConfigError if grpc was imported before without it: it is too late then, and nothing may run
-    on the weaker setting unnoticed.
+
+def __getattr__(name: str) -> Any:
+    """Return grpc.
+
+    Raises ConfigError if it was imported before without the setting: nothing may run on the weaker one
+    unnoticed.
     """
-    if os.environ.get(VARIABLE) == SUITES:
-        return
-    if "grpc" in sys.modules:
+    if name != "grpc":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if os.environ.get(VARIABLE) != SUITES:
         raise ConfigError(
             f"grpc was imported before fedcore.wire, so it would accept TLS 1.2 ({VARIABLE} is "
             f"{os.environ.get(VARIABLE)!r}); import fedcore.wire first, or export {VARIABLE}={SUITES}"
         )
-    os.environ[VARIABLE] = SUITES
+    import grpc
+
+    return grpc
 
 
 tls13_only()
-
-import grpc as grpc  # noqa: E402 - the line above must run first

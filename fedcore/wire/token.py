@@ -9,7 +9,7 @@ from typing import Self
 from cryptography import x509
 from google.protobuf.message import DecodeError
 
-from fedcore.crypto.certificates import to_der
+from fedcore.crypto.certificates import from_der, to_der
 from fedcore.crypto.names import Name
 from fedcore.errors import AuthenticationError, ConfigError, SpecError
 from fedcore.wire.address import parse_address
@@ -49,7 +49,7 @@ class Token:
             message = authority_pb2.Token.FromString(urlsafe_b64decode(padded))
             if len(message.secret) != SECRET_BYTES:
                 raise ValueError(f"its secret has {len(message.secret)} bytes instead of {SECRET_BYTES}")
-            root = x509.load_der_x509_certificate(message.root)
+            root = from_der(message.root)
             return cls(parse_address(message.address), root, Name.parse(message.name), message.secret)
         except (ValueError, binascii.Error, DecodeError, SpecError) as error:
             raise AuthenticationError(

@@ -7,10 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -23,6 +25,8 @@ from fedcore.errors import ConfigError
 from fedcore.messages import Ref
 from fedcore.server.authority import Authority
 from fedcore.server.authority_service import start_service
+
+pytestmark = pytest.mark.slow  # together more than ten seconds
 
 Federation = Any  # of conftest, which importlib mode cannot import
 START = """
@@ -57,21 +61,14 @@ def test_enrolment(tmp_path: Path) -> None:
     async def enrol() -> None:
         authority = Authority.create(tmp_path / "authority", "fed", "127.0.0.1:8700")
         server, port = await start_service(authority, "127.0.0.1:0")
-        here = Authority(
-            authority.folder,
-            "fed",
-            f"127.0.0.1:{port}",
-            authority.root,
-            authority.intermediate,
-            authority.key,
-        )
+        here = replace(authority, address=f"127.0.0.1:{port}")
         try:
             operator = str(here.new_token(Name("fed", "operator", "alice"), timedelta(hours=1)))
             with pytest.raises(
                 ConfigError, match="for fedcore://fed/operator/alice; expected one of role client"
             ):
                 await asyncio.to_thread(run, "enroll", operator, "--dir", folder)
-            assert not (folder / "state").exists()
+            assert not (folder / "state" / "identity").exists()
             token = here.new_token(Name("fed", "client", "hospital-1"), timedelta(hours=1))
             (tmp_path / "token").write_text(f"{token}\n")
             printed = await asyncio.to_thread(run, "enroll", f"@{tmp_path / 'token'}", "--dir", folder)
@@ -87,6 +84,57 @@ def test_enrolment(tmp_path: Path) -> None:
     assert json.loads(run("status", "--dir", folder, "--json"))["name"] == "hospital-1"
 
 
+def test_a_key_with_a_passphrase(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It opens with the passphrase alone, which no log, argument or child of the agent has."""
+    secret = "correct horse battery"
+
+    async def play() -> None:
+        async with federation.coordinator() as fake:
+            folder = federation.folder / "agent"
+            run("init", folder, "--coordinator", federation.address)
+            server, port = await start_service(federation.authority, "127.0.0.1:0")
+            at = replace(federation.authority, address=f"127.0.0.1:{port}")
+            token = at.new_token(Name("fed", "client", "client-000000"), timedelta(hours=1))
+            monkeypatch.setenv("FEDCORE_PASSPHRASE", secret)
+            await asyncio.to_thread(run, "enroll", token, "--passphrase", "--dir", folder)
+            assert "FEDCORE_PASSPHRASE" not in os.environ  # it is taken out where it is read
+            await server.stop(0)
+            federation.agent_folder()
+            assert json.loads(run("status", "--dir", folder, "--json"))["name"] == "client-000000"
+
+            for wrong, told in (("another", "does not open the key"), ("", "no terminal to ask for it")):
+                with started(folder, environment={"FEDCORE_PASSPHRASE": wrong}) as process:
+                    _, err = await asyncio.to_thread(process.communicate, timeout=20)
+                assert process.returncode and told in err and "Traceback" not in err.splitlines()[-1]
+
+            with started(folder, environment={"FEDCORE_PASSPHRASE": secret}) as process:
+                digest = (await asyncio.wait_for(fake.hellos.get(), 20)).tasks["Moody"]
+                fake.push(fake.assignment(1, digest))
+                await asyncio.wait_for(fake.uploads.get(), 20)
+                group = processes_of(process.pid)
+                children = [path for path in group if path.name != str(process.pid)]
+                assert children and all(secret not in (path / "cmdline").read_text() for path in group)
+                assert all(secret not in (path / "environ").read_text() for path in children)
+                process.send_signal(signal.SIGTERM)
+                output = await ended(process)
+            assert secret not in "".join(output)
+
+    asyncio.run(play())
+
+
+def processes_of(session: int) -> list[Path]:
+    """Return the processes of a session, in /proc."""
+    return [path for path in Path("/proc").glob("[0-9]*") if session_of(path) == session]
+
+
+def session_of(process: Path) -> int:
+    """Return the session of a process in /proc; 0 where it has just ended."""
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[3])
+    except OSError:
+        return 0
+
+
 def test_a_token_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     run("init", tmp_path)
     with pytest.raises(ConfigError, match=r"nothing\.token: No such file"):
@@ -100,11 +148,21 @@ def test_starting_without_a_coordinator_names_the_line(tmp_path: Path) -> None:
 
 
 @contextmanager
-def started(folder: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+def started(
+    folder: Path, *options: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator["subprocess.Popen[str]"]:
     """Run an agent as a process that leads a session of its own."""
     command = [sys.executable, "-c", START, "--dir", str(folder), *options]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **environment},
+    ) as process:
         try:
             yield process
         finally:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fedcore.client.cli import app
 from fedcore.client.config import Config
-from fedcore.client.ledger import open_ledger, remember_authority
+from fedcore.client.ledger import open_ledger
 from fedcore.errors import ConfigError
 from fedcore.messages import Ref
 from fedcore.privacy.account import Claim, Entry
@@ -51,6 +51,16 @@ async def playing(federation: Federation, **settings: Any) -> AsyncIterator[tupl
     """Run a coordinator and an agent, and yield the coordinator and the digest of the agent's task."""
     async with federation.coordinator() as fake, federation.agent(**settings):
         yield fake, (await soon(fake.hellos.get())).tasks["Moody"]
+
+
+@asynccontextmanager
+async def serving(federation: Federation, port: int = 0) -> AsyncIterator[int]:
+    """Run the authority, and yield its port; it stops even if the test fails, or gRPC's server hides why."""
+    server, port = await start_service(federation.authority, f"127.0.0.1:{port}")
+    try:
+        yield port
+    finally:
+        await server.stop(0)
 
 
 def test_each_piece_of_work_is_reserved_before_it_is_done(federation: Federation) -> None:
@@ -236,14 +246,13 @@ def test_a_ledger_without_a_witness_works_and_one_that_was_rolled_back_does_not(
         return getattr(done.pop().result(), "reason", "")
 
     async def run() -> None:
-        server, port = await start_service(federation.authority, "127.0.0.1:0")
         assert await declined(1) == ""  # the authority's address is not known
         shutil.copy(path, copy)
-        remember_authority(federation.agent_folder() / "state" / "identity", f"127.0.0.1:{port}")
-        assert await declined(2, shown=True) == ""
-        shutil.copy(copy, path)
-        assert await declined(3) == "ledger"
-        await server.stop(0)
+        async with serving(federation) as port:
+            (federation.agent_folder() / "state" / "identity" / "authority").write_text(f"127.0.0.1:{port}")
+            assert await declined(2, shown=True) == ""
+            shutil.copy(copy, path)
+            assert await declined(3) == "ledger"
         with pytest.raises(LedgerDamaged, match="rolled back"):  # the next start, even without the authority
             open_ledger(Config.load(federation.agent_folder(**terms())))
 
@@ -257,19 +266,18 @@ def test_an_authority_that_was_away_is_shown_the_ledger_when_it_is_back(
     monkeypatch.setattr("fedcore.client.ledger.AGAIN", 0.05)
 
     async def run() -> None:
-        server, port = await start_service(federation.authority, "127.0.0.1:0")
-        await server.stop(0)
+        async with serving(federation) as port:
+            pass
         federation.address = "127.0.0.1:1"
-        remember_authority(federation.agent_folder() / "state" / "identity", f"127.0.0.1:{port}")
+        (federation.agent_folder() / "state" / "identity" / "authority").write_text(f"127.0.0.1:{port}")
         async with playing(federation, **terms()) as (fake, digest):
             fake.push(fake.assignment(1, digest, spec=SPEC))
             await soon(fake.uploads.get())  # nobody waits for the authority
             ledger = ledger_of(federation)
             assert ledger.receipts() == [] and len(ledger.entries()) == 1
-            server, _ = await start_service(federation.authority, f"127.0.0.1:{port}")
-            await federation.until(lambda: bool(ledger.receipts()))
-            assert ledger.receipts()[0].head == ledger.account().head
-        await server.stop(0)
+            async with serving(federation, port):
+                await federation.until(lambda: bool(ledger.receipts()))
+                assert ledger.receipts()[0].head == ledger.account().head
 
     asyncio.run(run())
 

@@ -111,3 +111,10 @@ def test_only_the_curve_of_the_federation_is_taken(key: certificates.Key) -> Non
 def test_a_malformed_request_is_refused(request_der: bytes) -> None:
     with pytest.raises(ProtocolError, match="malformed"):
         requested_key(request_der)
+
+
+def test_a_certificate_of_another_version_is_malformed() -> None:
+    der = bytearray(certificates.to_der(certificates.issue_root("clinics", new_key(), NOW)))
+    der[der.index(b"\xa0\x03\x02\x01\x02") + 4] = 3  # there are versions 0 to 2
+    with pytest.raises(ValueError, match="3 is not a valid X509 version"):
+        certificates.from_der(bytes(der))

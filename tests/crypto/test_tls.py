@@ -6,8 +6,9 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ async def serving(identity: Identity) -> AsyncIterator[int]:
     server = grpc.aio.server()
     handler = grpc.unary_unary_rpc_method_handler(who_am_i)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Who", {"AmI": handler}),))
-    port = server.add_secure_port("127.0.0.1:0", server_credentials(identity))
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(lambda: identity))
     await server.start()
     try:
         yield port
@@ -98,7 +99,7 @@ def test_another_federation_is_refused_on_either_side(tmp_path: Path) -> None:
     client, coordinator = identity(theirs, "client"), identity(ours, "coordinator")
     assert ask(coordinator, client)[0] is grpc.StatusCode.UNAVAILABLE
     # The caller above already turned the server down, so let it trust ours and keep its own certificate.
-    fooled = Identity(client.name, client.not_after, "", client.key, client.chain, coordinator.root)
+    fooled = replace(client, root=coordinator.root)
     assert ask(coordinator, fooled)[0] is grpc.StatusCode.UNAVAILABLE
 
 
@@ -120,7 +121,7 @@ def test_nobody_else_can_pose_as_the_coordinator(tmp_path: Path, role: Role) -> 
 def tls_context(caller: Identity, folder: Path, version: ssl.TLSVersion) -> ssl.SSLContext:
     caller.save(folder)
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
-    context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
+    context.load_cert_chain(folder / "identity.pem")
     context.set_alpn_protocols(["h2"])
     context.minimum_version = context.maximum_version = version
     return context
@@ -158,8 +159,28 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=60)
 
 
+def test_a_handshake_does_not_replace_what_another_one_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC frees the last configuration for a new one; at every handshake, that crashed the server."""
+    fetchers: list[Callable[[], object]] = []
+    made = grpc.dynamic_ssl_server_credentials
+
+    def noted(first: Any, fetcher: Any, **options: bool) -> grpc.ServerCredentials:
+        fetchers.append(fetcher)
+        return made(first, fetcher, **options)
+
+    monkeypatch.setattr(grpc, "dynamic_ssl_server_credentials", noted)
+    fed = authority(tmp_path)
+    shown = [identity(fed, "coordinator")]
+    server_credentials(lambda: shown[0])
+    assert fetchers[0]() is None
+    shown[0] = identity(fed, "coordinator")
+    assert fetchers[0]() is not None and fetchers[0]() is None
+
+
 @pytest.mark.parametrize(
-    "module", ["fedcore.crypto.tls", "fedcore.wire.enrolment", "fedcore.server.authority_cli"]
+    "module", ["fedcore.crypto.tls", "fedcore.wire.enrolment", "fedcore.server.authority_service"]
 )
 def test_every_way_in_sets_the_suites_before_grpc(module: str) -> None:
     done = python(f"import {module}, os, sys; print('grpc' in sys.modules, os.environ['{VARIABLE}'])")
@@ -167,9 +188,15 @@ def test_every_way_in_sets_the_suites_before_grpc(module: str) -> None:
 
 
 def test_grpc_imported_too_early_is_said() -> None:
-    assert "import fedcore.wire first, or export" in python("import grpc, fedcore.wire").stderr
-    assert python("import grpc, fedcore.wire", **{VARIABLE: SUITES}).returncode == 0
-    assert python("import grpc, fedcore.wire", **{VARIABLE: "HIGH"}).returncode == 1
+    late = "import grpc; from fedcore.wire import grpc"
+    assert "import fedcore.wire first, or export" in python(late).stderr
+    assert python(late, **{VARIABLE: SUITES}).returncode == 0
+    assert python(late, **{VARIABLE: "HIGH"}).returncode == 1
+
+
+def test_a_simulation_needs_no_grpc_and_bears_one_that_came_first() -> None:
+    assert python("import sys, fedcore; fedcore.simulate; assert 'grpc' not in sys.modules").returncode == 0
+    assert python("import grpc, fedcore; fedcore.simulate").returncode == 0
 
 
 class Caller:

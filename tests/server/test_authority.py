@@ -13,13 +13,21 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
-from fedcore.crypto.certificates import certificate_request, leaf_name, new_key, verify_chain
-from fedcore.crypto.identity import Identity, load_or_make_key, utc_now
+from fedcore.crypto.certificates import (
+    Key,
+    certificate_request,
+    leaf_name,
+    new_key,
+    to_pem,
+    verify_chain,
+)
+from fedcore.crypto.identity import Identity, requesting, utc_now
 from fedcore.crypto.names import Name
 from fedcore.errors import AuthenticationError, ConfigError, FedcoreError, ProtocolError, SpecError
 from fedcore.server.authority import Authority
 from fedcore.server.authority_service import start_service
 from fedcore.wire import grpc
+from fedcore.wire.authority import authority_at, chain_of
 from fedcore.wire.enrolment import enrol
 from fedcore.wire.token import Token
 from fedcore.wire.v1 import authority_pb2, authority_pb2_grpc
@@ -59,7 +67,7 @@ def test_a_participant_enrols(authority: Authority, tmp_path: Path) -> None:
         assert made == Identity.load(tmp_path / "id")
         assert made.name == CLIENT and made.root_fingerprint == authority.fingerprint
         assert timedelta(days=29) < made.not_after - utc_now() <= timedelta(days=30)
-        assert (tmp_path / "id" / "key.pem").stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "id" / "identity.pem").stat().st_mode & 0o777 == 0o600
 
     served(authority, action)
 
@@ -67,8 +75,8 @@ def test_a_participant_enrols(authority: Authority, tmp_path: Path) -> None:
 def test_a_lost_reply_can_be_asked_for_again(authority: Authority, tmp_path: Path) -> None:
     def action(at: Authority) -> None:
         text = token(at)
-        key = load_or_make_key(tmp_path / "id")
-        lost = at.redeem(Token.parse(text).secret, certificate_request(key))
+        with requesting(tmp_path / "id") as key:
+            lost = at.redeem(Token.parse(text).secret, certificate_request(key))
         assert x509.load_pem_x509_certificates(enrol(text, tmp_path / "id").chain) == lost
 
     served(authority, action)
@@ -80,7 +88,7 @@ def test_a_token_works_for_one_key_only(authority: Authority, tmp_path: Path) ->
         enrol(text, tmp_path / "id")
         with pytest.raises(AuthenticationError, match="already used by another key; ask for another"):
             enrol(text, tmp_path / "thief")
-        assert not (tmp_path / "thief" / "certificate.pem").exists()
+        assert not (tmp_path / "thief" / "identity.pem").exists()
 
     served(authority, action)
 
@@ -120,7 +128,7 @@ def test_not_even_the_coordinator_can_pose_as_the_authority(authority: Authority
         port = server.add_secure_port("127.0.0.1:0", plain)
         await server.start()
         text = token(replace(authority, address=f"127.0.0.1:{port}"))
-        with pytest.raises(AuthenticationError, match="is not the authority of this token"):
+        with pytest.raises(AuthenticationError, match="is not the authority under this root"):
             await asyncio.to_thread(enrol, text, tmp_path / "id")
         await server.stop(0)
 
@@ -135,7 +143,30 @@ def test_a_certificate_for_another_name_than_the_tokens_is_found_out(
         with pytest.raises(
             AuthenticationError, match=r"for fedcore://fed/client/hospital-1, not .*coordinator/main"
         ):
-            enrol(str(altered), tmp_path / "id")
+            enrol(str(altered), tmp_path / "id", "coordinator")
+
+    served(authority, action)
+
+
+def test_a_request_for_another_name_gets_the_tokens(authority: Authority) -> None:
+    """Over the network, by a client of its own: ours asks for no name."""
+
+    def action(at: Authority) -> None:
+        secret = at.new_token(CLIENT, HOUR).secret
+        request = authority_pb2.EnrolRequest(secret=secret, certificate_request=wanting_more(new_key()))
+        with authority_at(at.address, "fed", to_pem(at.root), "") as stub:
+            chain = chain_of(stub.Enrol(request, timeout=10), at.address)
+        assert verify_chain(chain, at.root, utc_now()) == CLIENT
+
+    served(authority, action)
+
+
+def test_a_token_for_another_role_is_not_used_up(authority: Authority, tmp_path: Path) -> None:
+    def action(at: Authority) -> None:
+        text = token(at, Name("fed", "operator", "alice"))
+        with pytest.raises(ConfigError, match=r"is for .*operator/alice; expected one of role coordinator"):
+            enrol(text, tmp_path / "wrong", "coordinator")
+        assert enrol(text, tmp_path / "right", "operator").name.name == "alice"
 
     served(authority, action)
 
@@ -197,8 +228,8 @@ def test_two_authorities_cannot_share_a_port(authority: Authority) -> None:
 # --- the rules
 
 
-def test_what_the_request_asks_for_is_ignored(authority: Authority) -> None:
-    key = new_key()
+def wanting_more(key: Key) -> bytes:
+    """Return a request for the coordinator's names and the right to sign certificates."""
     wanted = [
         x509.UniformResourceIdentifier("fedcore://fed/coordinator/main"),
         x509.DNSName("coordinator.fed.fedcore"),
@@ -209,8 +240,11 @@ def test_what_the_request_asks_for_is_ignored(authority: Authority) -> None:
         .add_extension(x509.SubjectAlternativeName(wanted), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     )
-    request = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
-    leaf, _ = authority.redeem(authority.new_token(CLIENT, HOUR).secret, request)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+def test_what_the_request_asks_for_is_ignored(authority: Authority) -> None:
+    leaf, _ = authority.redeem(authority.new_token(CLIENT, HOUR).secret, wanting_more(new_key()))
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert list(names) == [x509.UniformResourceIdentifier(str(CLIENT))]
     assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
@@ -269,13 +303,12 @@ def test_the_authority_runs_without_its_root_key(authority: Authority) -> None:
     (authority.folder / "root" / "key.pem").unlink()
     (authority.folder / "root").rmdir()
     online = Authority.load(authority.folder)
-    chain = online.issue(CLIENT, new_key().public_key())
-    assert verify_chain(chain, authority.root, utc_now()) == CLIENT
+    assert online.new_identity(CLIENT).name == CLIENT
 
 
 def test_private_files_are_private(authority: Authority) -> None:
     modes = {p.name: p.stat().st_mode & 0o777 for p in (authority.folder, *authority.folder.rglob("*"))}
-    private = {"authority": 0o700, "root": 0o700, "key.pem": 0o600, "authority.db": 0o600}
+    private = {"authority": 0o700, "root": 0o700, "intermediate.pem": 0o600, "authority.db": 0o600}
     assert modes.items() >= private.items()
     assert (authority.folder / "root" / "key.pem").stat().st_mode & 0o777 == 0o600
 

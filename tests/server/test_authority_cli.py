@@ -13,9 +13,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from typer.testing import CliRunner
 
 from fedcore.errors import SpecError
+from fedcore.server.authority import Authority
 from fedcore.server.authority_cli import app, parse_lifetime
 from fedcore.wire.address import parse_address
 from fedcore.wire.enrolment import enrol
@@ -74,7 +76,7 @@ def test_tokens_as_json_and_as_private_files(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("role", "hint"), [("authority", "needs no token"), ("cliant", "did you mean 'client'")]
+    ("role", "hint"), [("authority", "is no participant's"), ("cliant", "did you mean 'client'")]
 )
 def test_a_role_that_cannot_enrol_is_refused(folder: Path, role: str, hint: str) -> None:
     with pytest.raises(SpecError, match=hint):
@@ -115,6 +117,45 @@ def test_a_second_one_survives_kill_of_the_first(folder: Path, tmp_path: Path) -
         process.wait(timeout=5)
     with started("start", "--dir", folder):
         assert enrol(text, tmp_path / "id") == first
+
+
+def test_what_was_issued_is_listed_and_revoked_by_name(folder: Path, tmp_path: Path) -> None:
+    tokens = run("token", "--dir", folder, "--role", "client", "a", "b").splitlines()
+    with started("start", "--dir", folder):
+        for name, text in zip("ab", tokens, strict=True):
+            enrol(text, tmp_path / name)
+    shown = run("revoke", "--dir", folder, "a")
+    assert shown == "revoked fedcore://fed/client/a: 1 certificate\n"
+    lines = [line.split() for line in run("list", "--dir", folder).splitlines()]
+    assert [(line[0], line[-1]) for line in lines] == [
+        ("fedcore://fed/client/a", "revoked"),
+        ("fedcore://fed/client/b", "valid"),
+    ]
+    rows = [json.loads(line) for line in run("list", "--dir", folder, "--json").splitlines()]
+    assert [row["revoked"] is None for row in rows] == [False, True]
+    with pytest.raises(SpecError, match="did you mean 'fedcore://fed/client/b'"):
+        run("revoke", "--dir", folder, "c")
+    with pytest.raises(SpecError, match="operator/b has neither certificate nor token"):
+        run("revoke", "--dir", folder, "--role", "operator", "b")
+    with pytest.raises(SpecError, match="role 'authority' is no participant's"):
+        run("revoke", "--dir", folder, "--role", "authority", "enrolment")
+
+
+def test_the_intermediate_is_renewed_while_the_authority_runs(folder: Path, tmp_path: Path) -> None:
+    texts = run("token", "--dir", folder, "--role", "client", "a", "b").splitlines()
+    with started("start", "--dir", folder):
+        first = enrol(texts[0], tmp_path / "a")
+        assert "move it back to its safe" in run("renew", "--dir", folder)
+        second = enrol(texts[1], tmp_path / "b")
+    one, other = (x509.load_pem_x509_certificates(each.chain)[1] for each in (first, second))
+    assert one.serial_number != other.serial_number and one.issuer == other.issuer
+
+
+def test_the_life_of_certificates_is_chosen_at_the_start(tmp_path: Path) -> None:
+    run("init", tmp_path, "--federation", "fed", "--address", "localhost:1", "--lifetime", "36h")
+    assert Authority.load(tmp_path).lifetime == timedelta(hours=36)
+    with pytest.raises(SpecError, match=r"--lifetime '1\.5d' does not fit"):
+        run("init", tmp_path / "x", "--federation", "fed", "--address", "localhost:1", "--lifetime", "1.5d")
 
 
 @pytest.mark.parametrize(

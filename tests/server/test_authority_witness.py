@@ -11,20 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcore.chain import Head
-from fedcore.client.ledger import Witness
+from fedcore.client.ledger import witnessed
 from fedcore.crypto.certificates import issue_root, new_key
 from fedcore.crypto.identity import Identity, utc_now
 from fedcore.crypto.names import Name
-from fedcore.errors import AuthenticationError, ProtocolError, UpdateRefused
+from fedcore.errors import AuthenticationError, ConfigError, FedcoreError, ProtocolError, UpdateRefused
 from fedcore.privacy.account import Claim
 from fedcore.privacy.events import Gaussian
 from fedcore.privacy.ledger import Ledger, LedgerDamaged, ledger_id
 from fedcore.server.authority import LEDGERS, Authority
 from fedcore.server.authority_service import start_service
 from fedcore.wire import grpc
+from fedcore.wire.signing import opened, sign
 from fedcore.wire.v1 import authority_pb2 as pb
 from fedcore.wire.v1.authority_pb2_grpc import AuthorityStub
-from fedcore.wire.witness import Statement, WitnessUnreachable, ask, head_to_wire, opened, sign
+from fedcore.wire.witness import Statement, ask, head_to_wire
 
 CLIENT = Name("fed", "client", "hospital-1")
 NONE = Head()
@@ -106,9 +107,10 @@ def test_a_ledger_grows_and_its_receipts_with_it(authority: Authority, tmp_path:
     def action(address: str) -> None:
         for number in range(3):
             reserve(ledger, number)
-            receipt = Witness(address, identity).show(ledger)
+            at = replace(identity, authority=address)
+            receipt = witnessed(ledger, at)
             assert receipt.head == ledger.account().head and ledger.receipts() == [receipt]
-            assert Witness(address, identity).show(ledger).head == receipt.head  # nothing is new
+            assert witnessed(ledger, at).head == receipt.head  # nothing is new
         said_by, said = opened(pb.LedgerReceipt, pb.Signed.FromString(receipt.proof), authority.root)
         assert said_by.role == "authority" and said.head == head_to_wire(receipt.head)
 
@@ -123,20 +125,20 @@ def test_a_ledger_that_was_rolled_back_is_found(authority: Authority, tmp_path: 
     copy = tmp_path / "copy"
 
     def action(address: str) -> None:
-        witness = Witness(address, identity)
+        at = replace(identity, authority=address)
         reserve(ledger, 0)
-        witness.show(ledger)
+        witnessed(ledger, at)
         shutil.copy(ledger.path, copy)
         for number in (1, 2):
             reserve(ledger, number)
-            witness.show(ledger)
+            witnessed(ledger, at)
         shutil.copy(copy, ledger.path)
         restored = ledger_in(tmp_path / "data")
         for number in range(grown):
             reserve(restored, 100 + number)
         for _ in range(2):
             with pytest.raises(LedgerDamaged, match=r"rolled back: the authority of .*hospital-1"):
-                witness.show(restored)
+                witnessed(restored, at)
 
     served(authority, action)
     with pytest.raises(LedgerDamaged, match="rolled back"):  # offline too, from now on
@@ -147,10 +149,10 @@ def test_a_ledger_that_was_made_anew_is_found(authority: Authority, tmp_path: Pa
     identity = authority.new_identity(CLIENT)
 
     def action(address: str) -> None:
-        Witness(address, identity).show(ledger_in(tmp_path / "data"))
+        witnessed(ledger_in(tmp_path / "data"), replace(identity, authority=address))
         shutil.rmtree(tmp_path / "data")
         with pytest.raises(LedgerDamaged, match="rolled back"):
-            Witness(address, identity).show(ledger_in(tmp_path / "data"))
+            witnessed(ledger_in(tmp_path / "data"), replace(identity, authority=address))
 
     served(authority, action)
 
@@ -160,26 +162,26 @@ def test_a_lost_answer_and_a_restored_authority_are_no_rollback(authority: Autho
     books, old = authority.folder / "authority.db", tmp_path / "old.db"
 
     def action(address: str) -> None:
-        witness, own = Witness(address, identity), ledger_id("clinic-a")
-        first = witness.show(ledger)
+        at, own = replace(identity, authority=address), ledger_id("clinic-a")
+        first = witnessed(ledger, at)
         shutil.copy(books, old)
         reserve(ledger, 1)
-        lost = ask(address, identity, Statement(own, ledger.account().head, first.head))
+        lost = ask(at, Statement(own, ledger.account().head, first.head))
         assert lost.head == ledger.account().head and ledger.receipts() == [first]
         reserve(ledger, 2)
-        assert witness.show(ledger).head == ledger.account().head
+        assert witnessed(ledger, at).head == ledger.account().head
         shutil.copy(old, books)
-        assert witness.show(ledger).head == ledger.account().head
+        assert witnessed(ledger, at).head == ledger.account().head
 
     served(authority, action)
 
 
 def test_an_authority_that_does_not_answer_is_no_rollback(authority: Authority, tmp_path: Path) -> None:
     ledger, identity = ledger_in(tmp_path / "data"), authority.new_identity(CLIENT)
-    with pytest.raises(WitnessUnreachable, match=r"127\.0\.0\.1:1 does not answer"):
-        Witness("127.0.0.1:1", identity).show(ledger)
-    with pytest.raises(WitnessUnreachable, match="address is not known; enrol again"):
-        Witness("", identity).show(ledger)
+    with pytest.raises(FedcoreError, match=r"127\.0\.0\.1:1 cannot be reached"):
+        witnessed(ledger, replace(identity, authority="127.0.0.1:1"))
+    with pytest.raises(ConfigError, match="address is not known; write HOST:PORT"):
+        witnessed(ledger, replace(identity, authority=""))
     reserve(ledger, 1)
 
 
@@ -236,6 +238,17 @@ def test_nobody_can_speak_for_another_clients_ledger(authority: Authority, tmp_p
     served(authority, action)
 
 
+def test_a_revoked_client_is_witnessed_no_more(authority: Authority, tmp_path: Path) -> None:
+    identity, ledger = authority.new_identity(CLIENT), ledger_in(tmp_path / "data")
+
+    def action(address: str) -> None:
+        authority.revoke(CLIENT)
+        with pytest.raises(AuthenticationError, match=r"hospital-1 was revoked at .*; get a token"):
+            witnessed(ledger, replace(identity, authority=address))
+
+    served(authority, action)
+
+
 ROOT = issue_root("fed", new_key(), utc_now())
 
 
@@ -250,8 +263,8 @@ def test_a_client_believes_its_authority_only(authority: Authority, tmp_path: Pa
     other = Authority.create(tmp_path / "other", "fed", "127.0.0.1:8700").new_identity(CLIENT)
 
     def action(address: str) -> None:
-        with pytest.raises(WitnessUnreachable):  # TLS ends it
-            Witness(address, other).show(ledger)
+        with pytest.raises(AuthenticationError, match="is not the authority under this root"):
+            witnessed(ledger, replace(other, authority=address))
 
     served(authority, action)
     assert ledger.receipts() == []

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x65\x64\x63ore/wire/v1/authority.proto\x12\x0f\x66\x65\x64\x63ore.wire.v1\";\n\x0c\x45nrolRequest\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\"\x1e\n\rEnrolResponse\x12\r\n\x05\x63hain\x18\x01 \x03(\x0c\"D\n\x05Token\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06secret\x18\x04 \x01(\x0c\";\n\x06Signed\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\r\n\x05\x63hain\x18\x03 \x03(\x0c\",\n\nLedgerHead\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\"{\n\x0fLedgerStatement\x12\x0e\n\x06ledger\x18\x01 \x01(\t\x12)\n\x04head\x18\x02 \x01(\x0b\x32\x1b.fedcore.wire.v1.LedgerHead\x12-\n\x08previous\x18\x03 \x01(\x0b\x32\x1b.fedcore.wire.v1.LedgerHead\"f\n\rLedgerReceipt\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06ledger\x18\x02 \x01(\t\x12)\n\x04head\x18\x03 \x01(\x0b\x32\x1b.fedcore.wire.v1.LedgerHead\x12\x0c\n\x04time\x18\x04 \x01(\x01\x32\x90\x01\n\tAuthority\x12\x46\n\x05\x45nrol\x12\x1d.fedcore.wire.v1.EnrolRequest\x1a\x1e.fedcore.wire.v1.EnrolResponse\x12;\n\x07Witness\x12\x17.fedcore.wire.v1.Signed\x1a\x17.fedcore.wire.v1.Signedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x65\x64\x63ore/wire/v1/authority.proto\x12\x0f\x66\x65\x64\x63ore.wire.v1\";\n\x0c\x45nrolRequest\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\"\x1e\n\rEnrolResponse\x12\r\n\x05\x63hain\x18\x01 \x03(\x0c\"-\n\x0eRenewalRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"\x0f\n\rDeniedRequest\"D\n\x08\x44\x65nyList\x12\x38\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0b\x32\".fedcore.wire.v1.DeniedCertificate\"D\n\x11\x44\x65niedCertificate\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tnot_after\x18\x03 \x01(\x03\"D\n\x05Token\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06secret\x18\x04 \x01(\x0c\";\n\x06Signed\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\r\n\x05\x63hain\x18\x03 \x03(\x0c\",\n\nLedgerHead\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\"{\n\x0fLedgerStatement\x12\x0e\n\x06ledger\x18\x01 \x01(\t\x12)\n\x04head\x18\x02 \x01(\x0b\x32\x1b.fedcore.wire.v1.LedgerHead\x12-\n\x08previous\x18\x03 \x01(\x0b\x32\x1b.fedcore.wire.v1.LedgerHead\"f\n\rLedgerReceipt\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06ledger\x18\x02 \x01(\t\x12)\n\x04head\x18\x03 \x01(\x0b\x32\x1b.fedcore.wire.v1.LedgerHead\x12\x0c\n\x04time\x18\x04 \x01(\x01\x32\x90\x02\n\tAuthority\x12\x46\n\x05\x45nrol\x12\x1d.fedcore.wire.v1.EnrolRequest\x1a\x1e.fedcore.wire.v1.EnrolResponse\x12@\n\x05Renew\x12\x17.fedcore.wire.v1.Signed\x1a\x1e.fedcore.wire.v1.EnrolResponse\x12<\n\x06\x44\x65nied\x12\x17.fedcore.wire.v1.Signed\x1a\x17.fedcore.wire.v1.Signed0\x01\x12;\n\x07Witness\x12\x17.fedcore.wire.v1.Signed\x1a\x17.fedcore.wire.v1.Signedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLREQUEST']._serialized_end=111
   _globals['_ENROLRESPONSE']._serialized_start=113
   _globals['_ENROLRESPONSE']._serialized_end=143
-  _globals['_TOKEN']._serialized_start=145
-  _globals['_TOKEN']._serialized_end=213
-  _globals['_SIGNED']._serialized_start=215
-  _globals['_SIGNED']._serialized_end=274
-  _globals['_LEDGERHEAD']._serialized_start=276
-  _globals['_LEDGERHEAD']._serialized_end=320
-  _globals['_LEDGERSTATEMENT']._serialized_start=322
-  _globals['_LEDGERSTATEMENT']._serialized_end=445
-  _globals['_LEDGERRECEIPT']._serialized_start=447
-  _globals['_LEDGERRECEIPT']._serialized_end=549
-  _globals['_AUTHORITY']._serialized_start=552
-  _globals['_AUTHORITY']._serialized_end=696
+  _globals['_RENEWALREQUEST']._serialized_start=145
+  _globals['_RENEWALREQUEST']._serialized_end=190
+  _globals['_DENIEDREQUEST']._serialized_start=192
+  _globals['_DENIEDREQUEST']._serialized_end=207
+  _globals['_DENYLIST']._serialized_start=209
+  _globals['_DENYLIST']._serialized_end=277
+  _globals['_DENIEDCERTIFICATE']._serialized_start=279
+  _globals['_DENIEDCERTIFICATE']._serialized_end=347
+  _globals['_TOKEN']._serialized_start=349
+  _globals['_TOKEN']._serialized_end=417
+  _globals['_SIGNED']._serialized_start=419
+  _globals['_SIGNED']._serialized_end=478
+  _globals['_LEDGERHEAD']._serialized_start=480
+  _globals['_LEDGERHEAD']._serialized_end=524
+  _globals['_LEDGERSTATEMENT']._serialized_start=526
+  _globals['_LEDGERSTATEMENT']._serialized_end=649
+  _globals['_LEDGERRECEIPT']._serialized_start=651
+  _globals['_LEDGERRECEIPT']._serialized_end=753
+  _globals['_AUTHORITY']._serialized_start=756
+  _globals['_AUTHORITY']._serialized_end=1028
 # @@protoc_insertion_point(module_scope)

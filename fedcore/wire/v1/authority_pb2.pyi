@@ -20,6 +20,32 @@ class EnrolResponse(_message.Message):
     chain: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, chain: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
+class RenewalRequest(_message.Message):
+    __slots__ = ("certificate_request",)
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    certificate_request: bytes
+    def __init__(self, certificate_request: _Optional[bytes] = ...) -> None: ...
+
+class DeniedRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DenyList(_message.Message):
+    __slots__ = ("certificates",)
+    CERTIFICATES_FIELD_NUMBER: _ClassVar[int]
+    certificates: _containers.RepeatedCompositeFieldContainer[DeniedCertificate]
+    def __init__(self, certificates: _Optional[_Iterable[_Union[DeniedCertificate, _Mapping]]] = ...) -> None: ...
+
+class DeniedCertificate(_message.Message):
+    __slots__ = ("serial", "name", "not_after")
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NOT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    serial: str
+    name: str
+    not_after: int
+    def __init__(self, serial: _Optional[str] = ..., name: _Optional[str] = ..., not_after: _Optional[int] = ...) -> None: ...
+
 class Token(_message.Message):
     __slots__ = ("address", "root", "name", "secret")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]

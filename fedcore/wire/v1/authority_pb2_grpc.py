@@ -40,6 +40,16 @@ class AuthorityStub(object):
                 request_serializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolRequest.SerializeToString,
                 response_deserializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolResponse.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/fedcore.wire.v1.Authority/Renew',
+                request_serializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.SerializeToString,
+                response_deserializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolResponse.FromString,
+                _registered_method=True)
+        self.Denied = channel.unary_stream(
+                '/fedcore.wire.v1.Authority/Denied',
+                request_serializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.SerializeToString,
+                response_deserializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.FromString,
+                _registered_method=True)
         self.Witness = channel.unary_unary(
                 '/fedcore.wire.v1.Authority/Witness',
                 request_serializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.SerializeToString,
@@ -55,6 +65,25 @@ class AuthorityServicer(object):
         """Exchanges a single-use token for a certificate. Repeating it with the same key gives the same
         certificate for as long as the token is valid, because the reply may be lost.
         INVALID_ARGUMENT: the request is malformed. UNAUTHENTICATED: the token is unknown, used or expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """Exchanges a certificate for the next one: a RenewalRequest, signed with the key of the present one.
+        Repeating it with the same request gives the same certificate.
+        INVALID_ARGUMENT: the request is malformed. UNAUTHENTICATED: the present certificate has expired, was
+        revoked, or was renewed with another key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Denied(self, request, context):
+        """Tells a coordinator, who signs a DeniedRequest, which certificates were revoked: a DenyList at once, and
+        the whole list again whenever it grows. The stream ends every minute or so, and is asked for again.
+        UNAUTHENTICATED: the caller is no coordinator of the federation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,6 +105,16 @@ def add_AuthorityServicer_to_server(servicer, server):
                     servicer.Enrol,
                     request_deserializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolRequest.FromString,
                     response_serializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolResponse.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.FromString,
+                    response_serializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolResponse.SerializeToString,
+            ),
+            'Denied': grpc.unary_stream_rpc_method_handler(
+                    servicer.Denied,
+                    request_deserializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.FromString,
+                    response_serializer=fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.SerializeToString,
             ),
             'Witness': grpc.unary_unary_rpc_method_handler(
                     servicer.Witness,
@@ -111,6 +150,60 @@ class Authority(object):
             '/fedcore.wire.v1.Authority/Enrol',
             fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolRequest.SerializeToString,
             fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedcore.wire.v1.Authority/Renew',
+            fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.SerializeToString,
+            fedcore_dot_wire_dot_v1_dot_authority__pb2.EnrolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Denied(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedcore.wire.v1.Authority/Denied',
+            fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.SerializeToString,
+            fedcore_dot_wire_dot_v1_dot_authority__pb2.Signed.FromString,
             options,
             channel_credentials,
             insecure,
