@@ -11,8 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedcore.encoding import shift_for
+from fedcore.encoding import narrow_shift_for, shift_for
+from fedcore.errors import SpecError
 from fedcore.layout import Layout, Vector
+from fedcore.privacy.distributed import Parameters
+from fedcore.seeds import digest
 from fedcore.spec import RunSpec
 
 # root: training on the data that the server trusts. offer: none yet, but to reserve what a run may cost.
@@ -36,13 +39,15 @@ class Ref:
 class VectorSpec:
     """A vector that an update carries: its length, dtype and the bound on each |coordinate|.
 
-    factor: name of the scalar that weighs it in a mean; None where every client counts once.
+    factor: name of the scalar that weighs it in a mean; None where every client counts once. norm: the L2
+    norm to which it is scaled down when it enters a sum, before it is weighed; 0: it enters as it is.
     """
 
     length: int
     dtype: np.dtype[Any]
     bound: float
     factor: str | None = None
+    norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,9 @@ class Plan:
 
     Private rounds: clip is the largest L2 norm of all vectors together, 0 where there is none. expected: by
     what the sum is divided, whoever came; 0: by what came. timed: the round closes at its deadline, even
-    where nobody is waited for any more, since an earlier close would tell how many took part.
+    where nobody is waited for any more, since an earlier close would tell how many took part. distributed:
+    how clients encode their vectors with a part of the noise, so that an update has words in their place; the
+    vectors lie one after the other.
     """
 
     ref: Ref
@@ -95,6 +102,9 @@ class Plan:
     clip: float = 0.0
     expected: float = 0.0
     timed: bool = False
+    bits: int = 64
+    seed: int = 0
+    distributed: Parameters | None = None
 
     @cached_property
     def terms(self) -> tuple[Term, ...]:
@@ -106,17 +116,69 @@ class Plan:
         """Number of coordinates of a term."""
         return self.vectors[term.vector].length if term.vector else 1
 
+    def is_narrow(self, term: Term) -> bool:
+        """Whether a term is summed in narrow words."""
+        vector = self.vectors.get(term.vector or "")
+        return self.bits < 64 and vector is not None and vector.norm > 0 and vector.length > 0
+
+    @cached_property
+    def places(self) -> Mapping[str, slice]:
+        """Where each term lies among the narrow words, or among the wide ones, each in the terms' order."""
+        ends, places = {True: 0, False: 0}, {}
+        for term in self.terms:
+            kind = self.is_narrow(term)
+            start, ends[kind] = ends[kind], ends[kind] + self.length(term)
+            places[term.name] = slice(start, ends[kind])
+        return places
+
+    @cached_property
+    def narrow(self) -> int:
+        """How many narrow words a sum has."""
+        return sum(self.length(term) for term in self.terms if self.is_narrow(term))
+
+    @cached_property
+    def wide(self) -> int:
+        """How many words of 64 bits a sum has."""
+        return sum(self.length(term) for term in self.terms) - self.narrow
+
+    @property
+    def word(self) -> np.dtype[Any]:
+        """Of the narrow words, of which there may be none."""
+        return np.dtype(np.uint16 if self.bits == 16 else np.uint32)
+
+    @property
+    def payload(self) -> int:
+        """Bytes of all words: the narrow ones, then the wide ones."""
+        return self.narrow * self.word.itemsize + self.wide * 8
+
+    def rotation(self, term: Term) -> int:
+        """Return the seed that fixes the rotation of a term: public, the same for all clients of a round."""
+        return digest(self.seed, "rotation", self.ref.round, term.name)
+
+    def most(self, factor: str | None) -> float:
+        """Return the largest |factor| by which a vector is multiplied."""
+        return max(abs(self.scalars[factor].low), abs(self.scalars[factor].high)) if factor else 1.0
+
     def shift(self, term: Term) -> int:
         """Binary digits after the point of a term, from the bounds and the size of the cohort.
 
-        A cohort that is secret counts as the population, so that the rounding does not tell its size.
+        A cohort that is secret counts as the population, so that the rounding does not tell its size. Raises
+        SpecError where the sum would be too coarse.
         """
-        bound = self.vectors[term.vector].bound if term.vector else 1.0
-        if term.factor:
-            scalar = self.scalars[term.factor]
-            bound *= max(abs(scalar.low), abs(scalar.high))
-        most = self.population if self.timed else 1
-        return shift_for(bound, max(most, len(self.cohort)))
+        clients, factor = max(self.population if self.timed else 1, len(self.cohort)), self.most(term.factor)
+        if term.vector is None:
+            return shift_for(factor, clients)
+        if self.distributed:
+            return 0
+        vector = self.vectors[term.vector]
+        if not self.is_narrow(term):
+            return shift_for(vector.bound * factor, clients)
+        if self.bits == 16 and term.factor:
+            raise SpecError(
+                f"sums of 16 bits have no room for weights, but `{term.name}` is multiplied by "
+                f'`{term.factor}`, up to {factor:g}; set encryption.encoding = "q32"'
+            )
+        return narrow_shift_for(vector.norm, factor, vector.length, clients, self.bits)
 
 
 @dataclass(frozen=True)
@@ -163,7 +225,9 @@ class Assignment:
     """A piece of work for one agent; `spec` is the run's, `layout` a digest, `deadline` seconds from now.
 
     folded: the client's last training that went into the run's model, so that it knows what it has kept.
-    clip: the clip norm of a private round, 0 where there is none.
+    clip: the clip norm of a private round, 0 where there is none. key: the coordinator's signed AggregatorKey
+    of this attempt, where updates are sealed. certificate: of secure aggregation, why another attempt at the
+    round may be entered; empty in the first.
     """
 
     ref: Ref
@@ -176,6 +240,16 @@ class Assignment:
     deadline: float
     folded: Ref | None = None
     clip: float = 0.0
+    key: bytes = b""
+    certificate: bytes = b""
+
+
+@dataclass(frozen=True)
+class Secure:
+    """A step of secure aggregation, of either side; `fedcore.crypto.secagg` reads the message."""
+
+    ref: Ref
+    message: bytes
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,9 @@ class Limits(Table):
 
     weight: float = Field(1e6, ge=1, le=2**40, description="largest weight of a client, in examples")
     update: float = Field(64.0, ge=2**-40, le=2**40, description="largest |coordinate| of an update")
+    norm: float = Field(
+        0.0, ge=0, le=2**40, description="L2 norm to which an update is scaled down; 0: as it is"
+    )
 
 
 class Evaluation(Table):
@@ -167,8 +170,16 @@ class Evaluation(Table):
 class Encryption(Table):
     """[encryption]: how updates travel."""
 
-    updates: Literal["tls"] = "tls"
-    encoding: Literal["exact"] = Field("exact", description="64-bit fixed point")
+    updates: Literal["auto", "secagg", "sealed", "tls"] = Field(
+        "auto", description="secagg: the coordinator sees the sum alone; sealed: nobody between and no disk"
+    )
+    encoding: Literal["auto", "exact", "q32", "q16"] = Field(
+        "auto", description="64, 32 or 16 bits a number in sums; the latter need limits.norm or a clip norm"
+    )
+    corrupt: float = Field(
+        0.2, ge=0, lt=1 / 3, description="secagg: share of a cohort that may collude with the coordinator"
+    )
+    lost: float = Field(0.1, ge=0, lt=1 / 3, description="secagg: share of a cohort that may drop out")
 
 
 class Simulation(Table):

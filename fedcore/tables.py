@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -85,9 +86,12 @@ def _complaint(problem: Any, key: str, beside: Mapping[str, FieldInfo]) -> str:
 
 
 def _hint(model: type[BaseModel], keys: list[str], beside: Mapping[str, FieldInfo]) -> str:
-    """Return the hint for an unknown key: another table that has it, else the nearest key of its own."""
+    """Return the hint for an unknown key: another table that has it, else the nearest key of its own.
+
+    The other way round for a slip, such as a missing letter.
+    """
     homes = [path for path in _paths(model) if path.rpartition(".")[2] == keys[-1]]
-    if homes and ".".join(keys) not in homes:
+    if homes and ".".join(keys) not in homes and not get_close_matches(keys[-1], beside, cutoff=0.9):
         return f"; did you mean {homes[0]!r}?"
     if others := _variants(model, keys):
         return f"; it goes with {others}"

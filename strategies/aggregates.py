@@ -1,6 +1,7 @@
 """What the aggregator makes of a closed round: means from sums, or a robust rule's word on rows."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,15 +10,17 @@ from fedcore.layout import Vector
 from fedcore.strategies.algorithms import Aggregate
 from fedcore.strategies.matrix import aggregate_rows
 from fedcore.strategies.strategy import Strategy
-from fedcore.strategies.terms import Accumulator, RowStore
+from fedcore.strategies.terms import RowStore
+from fedcore.strategies.words import Accumulator
 
 
+@dataclass(frozen=True)
 class Means:
-    """Weighted means, read block by block from the sums of a round."""
+    """Weighted means, read block by block from the sums over so many clients of a population."""
 
-    def __init__(self, sums: Accumulator, clients: int, population: int) -> None:
-        """Read the sums over so many clients of a population."""
-        self.sums, self.clients, self.population = sums, clients, population
+    sums: Accumulator
+    clients: int
+    population: int
 
     def scalar(self, name: str) -> float:
         """Return the sum of a scalar over the clients."""
@@ -30,15 +33,11 @@ class Means:
         return self.sums.vector(name, block) / weight if weight else np.zeros(block.stop - block.start)
 
 
+@dataclass(frozen=True)
 class Robust(Means):
-    """What a rule made of the rows of a round; scalars are still sums."""
+    """What a rule made of the rows of a round, vectors of shape (d,), float64; scalars are still sums."""
 
-    def __init__(
-        self, sums: Accumulator, clients: int, population: int, made: Mapping[str, NDArray[np.float64]]
-    ) -> None:
-        """Take the rule's vectors, each of shape (d,), float64."""
-        super().__init__(sums, clients, population)
-        self.made = made
+    made: Mapping[str, NDArray[np.float64]]
 
     def vector(self, name: str, block: slice) -> NDArray[np.float64]:
         """Return a block of the aggregate."""

@@ -9,11 +9,11 @@ The drivers differ only in where updates come from and what a clock says.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedcore.encoding import Integers, blocks
+from fedcore.encoding import blocks
 from fedcore.errors import UpdateRefused
 from fedcore.layout import Layout, Parameters, Vector
 from fedcore.messages import Plan, Ref, ScalarSpec, Update, VectorSpec, Verdict
@@ -35,9 +35,11 @@ from fedcore.strategies.privacy import (
 )
 from fedcore.strategies.samplers import Memory, Uniform
 from fedcore.strategies.strategy import Strategy
-from fedcore.strategies.terms import Accumulator, Rows, RowStore, Space, all_pass, check
+from fedcore.strategies.terms import Rows, RowStore, Space, all_pass, check
+from fedcore.strategies.words import Accumulator, Zeros
 
 SQUARE_BOUND = 2.0**40  # of the squared norm of an update
+BITS = {"auto": 64, "exact": 64, "q32": 32, "q16": 16}  # of a coordinate of a vector whose norm is bounded
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def train_plan(
     """
     algorithm, limits = strategy.algorithm, spec.limits
     metrics = _sums(("loss",), limits.weight * spec.client.epochs)
-    vectors = algorithm.vectors(layout, spec)
+    vectors = _limited(algorithm.vectors(layout, spec), spec)
     rows = frozenset() if strategy.sums else frozenset(vectors)
     squares = {name: ScalarSpec(0.0, SQUARE_BOUND) for name in strategy.optimizer.scalars}
     if layout.buffer_size:
@@ -122,8 +124,16 @@ def train_plan(
         rows,
         strategy.sees,
         population,
+        bits=BITS[spec.encryption.encoding],
+        seed=spec.run.seed,
     )
     return private_training(strategy, spec, layout, plan, clip or clip_norm(strategy.privacy, {}))
+
+
+def _limited(vectors: Mapping[str, VectorSpec], spec: RunSpec) -> dict[str, VectorSpec]:
+    """Return vectors with their norm bounds: [limits] norm, on the scale of each one's coordinates."""
+    norm = spec.limits.norm / spec.limits.update
+    return {name: replace(vector, norm=norm * vector.bound) for name, vector in vectors.items()}
 
 
 def evaluate_plan(spec: RunSpec, ref: Ref, clients: tuple[str, ...], metrics: Sequence[str]) -> Plan:
@@ -149,7 +159,7 @@ class Round:
     def __init__(
         self,
         plan: Plan,
-        zeros: Callable[[str, int], Integers] | None = None,
+        zeros: Zeros | None = None,
         space: Space | None = None,
     ) -> None:
         """Open the round; `zeros` places the sums and `space` the rows, in memory if left out."""

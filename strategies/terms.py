@@ -1,4 +1,4 @@
-"""What comes in: every update is checked, then encoded as integers and added up, or kept as a row."""
+"""What comes in: every update is checked, then added up as integers (`words`), or kept as a row."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.encoding import Integers, add_encoded, add_encoded_rows, blocks, decode, within
+from fedcore.encoding import blocks, within
 from fedcore.errors import UpdateRefused
 from fedcore.layout import Vector
 from fedcore.messages import Plan, Update
@@ -42,7 +42,7 @@ def check(plan: Plan, update: Update) -> None:
         raise UpdateRefused(f"the update's norm is {norm:g}, expected at most {plan.clip:g}, the clip norm")
 
 
-def joint_norm(vectors: Iterable[Vector], order: int = 2) -> float:
+def joint_norm(vectors: Iterable[NDArray[Any]], order: int = 2) -> float:
     """Return the L2 or L1 norm of several vectors as one, summed in float64; NaN or inf if one of them is."""
     total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
@@ -109,58 +109,6 @@ def all_pass(plan: Plan, rows: Rows) -> bool:
         )
         and (not plan.clip or all(joint_norm(u.vectors.values()) <= plan.clip for u in rows.updates()))
     )
-
-
-class Accumulator:
-    """The integer sums of a plan's terms, over any number of updates.
-
-    Adding is exact, so order and grouping do not matter: two accumulators of one plan merge into the one
-    that saw all their updates.
-    """
-
-    def __init__(self, plan: Plan, zeros: Callable[[str, int], Integers] | None = None) -> None:
-        """Start at zero; `zeros(term, length)` makes the vectors where they should lie on disk."""
-        self.plan = plan
-        self.shifts = {term.name: plan.shift(term) for term in plan.terms}
-        make = zeros or (lambda _, length: np.zeros(length, np.int64))
-        self.vectors = {t.name: make(t.name, plan.length(t)) for t in plan.terms if t.vector}
-        self.scalars = {t.name: 0 for t in plan.terms if not t.vector}
-
-    def add(self, update: Update) -> None:
-        """Add an update that `check` passed."""
-        for term in self.plan.terms:
-            factor = update.scalars[term.factor] if term.factor else 1.0
-            shift = self.shifts[term.name]
-            if term.vector:
-                add_encoded(self.vectors[term.name], update.vectors[term.vector], factor, shift)
-            else:
-                self.scalars[term.name] += round(factor * 2.0**shift)
-
-    def add_rows(self, rows: Rows) -> None:
-        """Add k updates that `check` passes, to the same integers as one by one."""
-        ones = np.ones(len(rows))
-        for term in self.plan.terms:
-            factors = rows.scalars[term.factor] if term.factor else ones
-            shift = self.shifts[term.name]
-            if term.vector:
-                add_encoded_rows(self.vectors[term.name], rows.vectors[term.vector], factors, shift)
-            else:
-                self.scalars[term.name] += sum(round(factor * 2.0**shift) for factor in factors.tolist())
-
-    def merge(self, other: "Accumulator") -> None:
-        """Add another accumulator of the same plan."""
-        for name, vector in other.vectors.items():
-            self.vectors[name] += vector
-        for name, scalar in other.scalars.items():
-            self.scalars[name] += scalar
-
-    def scalar(self, name: str) -> float:
-        """Return the sum of a scalar term."""
-        return self.scalars[name] * 2.0 ** -self.shifts[name]
-
-    def vector(self, name: str, block: slice) -> NDArray[np.float64]:
-        """Return a block of the sum of a vector term."""
-        return decode(self.vectors[name][block], self.shifts[name])
 
 
 class RowStore:

@@ -23,7 +23,9 @@ class FedDyn(LocalSGD):
 
         h_i -= alpha (y_i - x),    h -= (alpha / N) sum_P (y_i - x),    x = mean_P y_i - h / alpha.
 
-    Every client counts once: the paper's objective is the plain mean of the F_i. Sends what FedAvg sends.
+    Every client counts once: the paper's objective is the plain mean of the F_i. Where sums are of vectors
+    scaled down ([limits] norm, a clip norm), h is no longer the mean of the h_i, and the fixed point moves.
+    Sends what FedAvg sends.
     The paper tunes alpha in {0.1, 0.01, 0.001}. Raises SpecError unless alpha > 0.
     """
 

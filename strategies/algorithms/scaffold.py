@@ -27,7 +27,8 @@ class Scaffold(LocalSGD):
 
     Departure: the paper's mean of the deltas is plain, here it is FedAvg's, weighted by examples, which is
     what the first round then gives. Either way the fixed point is that of the plain mean of the losses, since
-    c is a plain mean. Sends twice what FedAvg sends.
+    c is a plain mean. Where sums are of vectors scaled down ([limits] norm, a clip norm), c is that of what
+    came, no longer of the c_i, and the fixed point moves. Sends twice what FedAvg sends.
     """
 
     receives: ClassVar[tuple[str, ...]] = ("control",)

@@ -6,8 +6,8 @@ from math import ceil, log2, sqrt
 from typing import TYPE_CHECKING
 
 from fedcore.errors import SpecError
-from fedcore.privacy.claims import sampling_rate, steps
-from fedcore.privacy.levels import ClientLevel, ExampleLevel, LocalLevel, Off, TreeLevel
+from fedcore.privacy.claims import honest, sampling_rate, steps
+from fedcore.privacy.levels import ClientLevel, DistributedLevel, ExampleLevel, LocalLevel, Off, TreeLevel
 from fedcore.spec import SGD, RunSpec
 from fedcore.strategies.modes import Synchronous
 from fedcore.strategies.privacy.noise import update_noise
@@ -123,8 +123,37 @@ def check(strategy: "Strategy", spec: RunSpec) -> None:
         )
     if isinstance(privacy, ClientLevel):
         _check_client_level(strategy.sampler, privacy, spec)
+    if isinstance(privacy, DistributedLevel):
+        _check_distributed(spec)
     if isinstance(privacy, ExampleLevel):
         _check_room_for_noise(privacy, spec)
+
+
+def _check_distributed(spec: RunSpec) -> None:
+    """Raise SpecError where a client's part of the noise would be seen alone, or too few made theirs."""
+    cohort, encryption, level = spec.cohort, spec.encryption, 'privacy.level = "distributed"'
+    if encryption.updates not in ("auto", "secagg"):
+        raise SpecError(
+            f'encryption.updates = "{encryption.updates}", but under {level} a client makes a part of the '
+            "noise only, which is too little for an update that is seen by itself; set encryption.updates = "
+            '"secagg", or privacy.level = "local"'
+        )
+    if encryption.encoding == "exact":
+        raise SpecError(
+            f'encryption.encoding = "exact", but the noise of {level} is made of integers of 16 or 32 bits; '
+            'set encryption.encoding = "q32"'
+        )
+    if honest(spec) < 1:
+        raise SpecError(
+            f"a round may close with {cohort.fewest} clients, of which encryption.corrupt = "
+            f"{encryption.corrupt:g} of {cohort.asked} asked may not make their noise, so that none is left "
+            f"to count on ({level}); raise cohort.minimum, or lower cohort.over_select or encryption.corrupt"
+        )
+    if spec.attack:
+        raise SpecError(
+            f"attack forges updates, but under {level} nobody sees one; remove [attack], or set "
+            'privacy.level = "local"'
+        )
 
 
 def _check_room_for_noise(privacy: ExampleLevel, spec: RunSpec) -> None:

@@ -18,7 +18,7 @@ from fedcore.strategies.privacy.plans import deviation, noisy_in_sum
 
 if TYPE_CHECKING:
     from fedcore.messages import Plan
-    from fedcore.strategies.terms import Accumulator
+    from fedcore.strategies.words import Accumulator
 
 CLIP, KEY = "privacy.clip", "privacy.key"  # in the state's vectors
 QUANTILE, RATE, COUNT_NOISE = 0.5, 0.2, 1 / 20  # gamma, eta_C and sigma_b / m of Andrew et al. 2021

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 from fedcore.errors import SpecError
 from fedcore.layout import Layout
 from fedcore.messages import Plan, ScalarSpec
-from fedcore.privacy.levels import ClientLevel, ExampleLevel, LocalLevel, Off, Private, TreeLevel
+from fedcore.privacy.claims import honest
+from fedcore.privacy.distributed import parameters_for
+from fedcore.privacy.levels import (
+    ClientLevel,
+    DistributedLevel,
+    ExampleLevel,
+    LocalLevel,
+    Off,
+    Private,
+    TreeLevel,
+)
+from fedcore.seeds import digest
 
 if TYPE_CHECKING:
     from fedcore.spec import RunSpec
@@ -21,6 +32,7 @@ def private_training(strategy: "Strategy", spec: "RunSpec", layout: Layout, plan
 
     Every client counts once. Client level: every vector is bounded by `clip`, all of them jointly, the sum
     is divided by the expected size of the cohort, and the round closes at its deadline, however few are in.
+    Distributed noise: what is sent is words, and fewer clients than the noise was made for close no round.
     """
     privacy = strategy.privacy
     if isinstance(privacy, Off):
@@ -34,17 +46,51 @@ def private_training(strategy: "Strategy", spec: "RunSpec", layout: Layout, plan
             return plan
         case LocalLevel():
             return _bounded(plan, clip * (1 + TAILS[privacy.noise] * privacy.noise_multiplier))
+        case DistributedLevel():
+            return _in_words(plan, privacy, spec)
         case TreeLevel():
-            return replace(_bounded(plan, clip), clip=clip, expected=float(spec.cohort.size))
+            return replace(_bounded(plan, clip, clip), clip=clip, expected=float(spec.cohort.size))
         case ClientLevel():
             fits = {"fits": ScalarSpec(-0.5, 0.5)} if privacy.adaptive else {}
             expected, population = float(spec.cohort.size), privacy.population
             plan = replace(plan, clip=clip, expected=expected, population=population, scalars=fits)
-            return replace(_bounded(plan, clip), minimum=0, timed=True)
+            return replace(_bounded(plan, clip, clip), minimum=0, timed=True)
 
 
-def _bounded(plan: Plan, bound: float) -> Plan:
-    return replace(plan, vectors={name: replace(v, bound=bound) for name, v in plan.vectors.items()})
+def _in_words(plan: Plan, privacy: DistributedLevel, spec: "RunSpec") -> Plan:
+    """Return a plan whose vectors are, one after the other, a share of a sum with noise."""
+    parameters = parameters_for(
+        privacy.noise,
+        privacy.clip_norm,
+        privacy.noise_multiplier,
+        dimension=sum(vector.length for vector in plan.vectors.values()),
+        clients=spec.cohort.asked,
+        honest=honest(spec),
+        bits=16 if spec.encryption.encoding == "q16" else 32,
+        seed=digest(spec.run.seed, "rotation", plan.ref.round),
+    )
+    words = {
+        name: replace(vector, dtype=parameters.dtype, bound=2.0**parameters.bits, norm=privacy.clip_norm)
+        for name, vector in sorted(plan.vectors.items())
+    }
+    return replace(
+        plan,
+        vectors=words,
+        distributed=parameters,
+        bits=parameters.bits,
+        minimum=spec.cohort.fewest,
+    )
+
+
+def _bounded(plan: Plan, bound: float, norm: float | None = None) -> Plan:
+    """Return a plan with the bound of each coordinate, and the norm of each vector where it has one."""
+    return replace(
+        plan,
+        vectors={
+            name: replace(v, bound=bound, norm=v.norm if norm is None else norm)
+            for name, v in plan.vectors.items()
+        },
+    )
 
 
 def _check_buffers(layout: Layout) -> None:

@@ -1,7 +1,8 @@
 """What leaves a device: the output of a mechanism and nothing else.
 
 Example level: DP-SGD has made the noise already. Client level: the whole update, clipped. Local: clipped and
-noised. Everything else that training measured stays where it is.
+noised. Distributed: clipped, rounded and noised, as words of a sum. Everything else that training measured
+stays where it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.messages import Work
-from fedcore.privacy.levels import ClientLevel, ExampleLevel, LocalLevel, Off, Private
+from fedcore.privacy.distributed import Parameters, encode
+from fedcore.privacy.levels import ClientLevel, DistributedLevel, ExampleLevel, LocalLevel, Off, Private
 from fedcore.strategies.privacy.plans import deviation, noisy_in_sum
 from fedcore.strategies.terms import Rows, joint_norm
 
@@ -23,12 +25,17 @@ INSIDE = 1 - 2.0**-20  # of the clip norm: rounding to float32 must not lead bey
 
 
 def released(
-    strategy: "Strategy", work: Work, rows: Rows, clip: float, rngs: Sequence[np.random.Generator]
+    strategy: "Strategy",
+    work: Work,
+    rows: Rows,
+    clip: float,
+    rngs: Sequence[np.random.Generator],
+    distributed: Parameters | None = None,
 ) -> Rows:
     """Return what k clients may send of their training or of an evaluation, one row each.
 
     clip: the round's clip norm, 0: the spec's, which alone counts where the device makes the noise. rngs: one
-    a client, for that noise; from OS entropy in a deployment.
+    a client, for that noise; from OS entropy in a deployment. distributed: the plan's.
 
     A client level row has an L2 norm of at most `clip` over all its vectors together (L1 for Laplace noise),
     so one client changes the sum by no more. Of the scalars only those stay that are made of noised numbers
@@ -46,6 +53,9 @@ def released(
     if isinstance(privacy, LocalLevel):
         made, _ = clipped(vectors, privacy.clip_norm, order=1 if privacy.noise == "laplace" else 2)
         return Rows(_with_noise(made, privacy, rngs), {})
+    if isinstance(privacy, DistributedLevel):
+        assert distributed, "the plan of such a round says how to encode"
+        return Rows(_shares(vectors, distributed, rngs), {})
     clip = clip or privacy.clip_norm
     made, norms = clipped(vectors, clip)
     adaptive = isinstance(privacy, ClientLevel) and privacy.adaptive
@@ -85,6 +95,23 @@ def _with_noise(
         for name in sorted(vectors):
             made[name][i] = vectors[name][i] + draw(0.0, scale, vectors[name].shape[1])
     return made
+
+
+def _shares(
+    vectors: Mapping[str, NDArray[np.floating[Any]]],
+    parameters: Parameters,
+    rngs: Sequence[np.random.Generator],
+) -> dict[str, NDArray[Any]]:
+    """Return each row's share of a sum with noise: words of shape (k, d), cut where the vectors end.
+
+    The vectors lie one after the other in the order of their names.
+    """
+    sound, _ = clipped(vectors, parameters.clip_norm)
+    names = sorted(sound)
+    rows = zip(*(sound[name] for name in names), strict=True)
+    shares = [encode(np.concatenate(row), parameters, rng) for row, rng in zip(rows, rngs, strict=True)]
+    ends = np.cumsum([sound[name].shape[1] for name in names])[:-1]
+    return dict(zip(names, np.split(np.stack(shares), ends, axis=1), strict=True))
 
 
 def _released_metrics(privacy: Private, rows: Rows, rngs: Sequence[np.random.Generator]) -> Rows:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcore import encoding
-from fedcore.encoding import MIN_SHIFT, add_encoded, blocks, decode, shift_for, within
+from fedcore.encoding import MIN_SHIFT, add_encoded, blocks, decode, narrow_shift_for, shift_for, within
 from fedcore.errors import SpecError
 
 f32 = partial(np.array, dtype=np.float32)
@@ -27,10 +27,14 @@ cohorts = cohorts.filter(lambda n: n >= 1)
 vectors = st.lists(st.floats(-BOUND, BOUND, width=32), min_size=3, max_size=3).map(f32)
 
 
+def add(total: Any, vector: Any, factor: float, shift: int) -> None:
+    add_encoded(total, vector[None], np.array([factor]), shift)
+
+
 def summed(rows: list[Any], shift: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     total = np.zeros(3, np.int64)
     for row in rows:
-        add_encoded(total, row, 1.0, shift)
+        add(total, row, 1.0, shift)
     return total
 
 
@@ -48,6 +52,15 @@ def test_no_sum_of_a_cohort_can_overflow(bound: float, clients: int) -> None:
     assert worst * 4 * rounded >= 2**63, "the grid is coarser than it has to be"
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("clients", [2, 7, 100, 1000])
+def test_a_narrow_sum_has_room_for_the_rounding_of_all(bits: int, clients: int) -> None:
+    """Values that fit to within a quarter of a step each take a coarser grid than those that fit by half."""
+    for left, expected in ((Fraction(1, 4), 3), (Fraction(51, 100), 4)):
+        norm = (Fraction(2) ** (bits - 1) / clients - left) / 2**4 / Fraction(encoding.INEXACT)
+        assert narrow_shift_for(float(norm), 1.0, 1, clients, bits) == expected
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("bound", [1.0, 64.0, np.nextafter(64.0, 0), np.nextafter(64.0, 99), 1 / 3, 3e5])
 @pytest.mark.parametrize("clients", [1, 2, 3, 7, 1023, 1024, 1025])
@@ -56,7 +69,7 @@ def test_the_worst_cohort_is_summed_exactly(bound: float, clients: int, sign: fl
     shift = shift_for(bound, clients)
     total = np.zeros(1, np.int64)
     for _ in range(clients):
-        add_encoded(total, np.array([sign * bound]), 1.0, shift)
+        add(total, np.array([sign * bound]), 1.0, shift)
     assert int(total[0]) == clients * round(Fraction(sign * bound) * Fraction(2) ** shift)
 
 
@@ -81,7 +94,7 @@ def test_any_order_and_any_split_over_workers_give_the_same_integers(
 def test_an_encoded_value_is_off_by_at_most_half_a_step(value: float, clients: int) -> None:
     shift = shift_for(BOUND, clients)
     total = np.zeros(1, np.int64)
-    add_encoded(total, np.array([value]), 1.0, shift)
+    add(total, np.array([value]), 1.0, shift)
     error = abs(Fraction(int(total[0]), 2**shift) - Fraction(value))
     assert error <= Fraction(1, 2 ** (shift + 1))
 
@@ -90,7 +103,7 @@ def test_an_encoded_value_is_off_by_at_most_half_a_step(value: float, clients: i
 def test_a_product_is_off_by_half_a_step_and_one_rounding(weight: int, value: float) -> None:
     shift = shift_for(BOUND * 10**6, 100)
     total = np.zeros(1, np.int64)
-    add_encoded(total, f32([value]), float(weight), shift)
+    add(total, f32([value]), float(weight), shift)
     exact = weight * Fraction(value)
     error = abs(Fraction(int(total[0]), 2**shift) - exact)
     assert error <= Fraction(1, 2 ** (shift + 1)) + abs(exact) / 2**53
@@ -98,7 +111,7 @@ def test_a_product_is_off_by_half_a_step_and_one_rounding(weight: int, value: fl
 
 def test_rounding_is_half_to_even() -> None:
     total = np.zeros(5, np.int64)
-    add_encoded(total, np.array([0.5, 1.5, 2.5, -0.5, -1.5]), 1.0, 0)
+    add(total, np.array([0.5, 1.5, 2.5, -0.5, -1.5]), 1.0, 0)
     assert total.tolist() == [0, 2, 2, 0, -2]
 
 
@@ -118,9 +131,9 @@ def test_blocks_tile(size: int, length: int) -> None:
 def test_the_block_length_does_not_matter(length: int, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=1001).astype(dtype)
     whole, cut = np.zeros(1001, np.int64), np.zeros(1001, np.int64)
-    add_encoded(whole, values, 17.0, 40)
-    monkeypatch.setattr(encoding, "blocks", partial(blocks, length=length))
-    add_encoded(cut, values, 17.0, 40)
+    add(whole, values, 17.0, 40)
+    monkeypatch.setattr(encoding, "BLOCK", length)
+    add(cut, values, 17.0, 40)
     assert np.array_equal(whole, cut)
     assert within(values, 5.0) and not within(values, 1.0)
 

@@ -25,9 +25,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "threads": 1,
     },
     "strategy": {"name": "fedavg"},
-    "limits": {"weight": 1e6, "update": 64.0},
+    "limits": {"weight": 1e6, "update": 64.0, "norm": 0.0},
     "evaluation": {"every": 1, "where": "clients"},
-    "encryption": {"updates": "tls", "encoding": "exact"},
+    "encryption": {"updates": "auto", "encoding": "auto", "corrupt": 0.2, "lost": 0.1},
     "privacy": {"level": "none"},
     "simulation": {
         "clients": 100,
@@ -126,6 +126,7 @@ def test_an_override_below_a_value_is_refused() -> None:
     [
         ("[run]\nround = 3", r"run.toml:2: run.round: no such key; did you mean 'rounds'\?"),
         ("\n\n[runs]\nrounds = 3", r"run.toml:3: runs: no such key; did you mean 'run'\?"),
+        ("[encryption]\nupdate = 'tls'", r"encryption.update: no such key; did you mean 'updates'\?"),
         ("[run]\n\n# why\nrounds = 0", "run.toml:4: run.rounds: 0: expected at least 1"),
         ("run.rounds = 0", "run.toml:1: run.rounds: 0"),
         ("[run]\nrounds = 'ten'", "run.toml:2: run.rounds: 'ten': expected a whole number"),
@@ -161,7 +162,7 @@ def test_an_override_below_a_value_is_refused() -> None:
             "[evaluation]\nwhere = 'holdouts'",
             "run.toml:2: evaluation.where: 'holdouts'.*did you mean 'holdout'",
         ),
-        ("[encryption]\nupdates = 'secagg'", "run.toml:2: encryption.updates: 'secagg'"),
+        ("[encryption]\nupdates = 'masked'", "run.toml:2: encryption.updates: 'masked'"),
         ("[privacy]\nepsilon = 1.0", "run.toml:2: privacy.epsilon: no such key"),
         ("[simulation]\npartition = 3", "run.toml:2: simulation.partition: 3: expected a table"),
         ("[run\n", "run.toml: not valid TOML: .*line 1"),

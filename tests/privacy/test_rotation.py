@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcore.privacy.rotation import WIDEST, rotate, unrotate, width
+from fedcore import seeds
+from fedcore.privacy.rotation import WIDEST, flatness, rotate, rotated, unrotate, unrotated, width
 from fedcore.seeds import generator
 
 SIZES = st.one_of(st.integers(1, 300), st.sampled_from([WIDEST - 1, WIDEST, WIDEST + 1, 3 * WIDEST + 777]))
@@ -22,6 +23,30 @@ def test_inverse_undoes_it_and_norms_stay(size: int, seed: int, dtype: str) -> N
     assert rotated.dtype == vector.dtype
     assert abs(np.linalg.norm(rotated) - norm) <= tolerance * norm
     assert np.linalg.norm(unrotate(rotated, seed) - vector) <= tolerance * norm
+
+
+@given(SIZES, st.integers(1, 9), st.integers(0, 2**40))
+def test_rows_have_the_bits_that_each_has_alone(size: int, count: int, seed: int) -> None:
+    rows = generator("rows", seed).normal(size=(count, size)).astype("float32")
+    together = np.full_like(rows, np.nan)
+    for place, piece in rotated(rows, seed):
+        together[:, place] = piece
+    assert np.array_equal(together, [rotate(row, seed) for row in rows])
+    for place, piece in unrotated(together, seed):
+        together[:, place] = piece
+    assert np.array_equal(together, [unrotate(rotate(row, seed), seed) for row in rows])
+
+
+def test_integers_are_rotated_in_float64() -> None:
+    integers = generator("integers", 1).integers(-(2**31), 2**31, (2, 700), dtype="int32")
+    for place, piece in rotated(integers, 1):
+        assert np.array_equal(piece, [rotate(row.astype("float64"), 1)[place] for row in integers])
+
+
+@given(st.integers(1, 10**9), st.floats(2.0**-60, 0.5))
+def test_flatness_is_a_probability_that_was_turned_around(size: int, failure: float) -> None:
+    t = flatness(size, failure)
+    assert t == 1 or size * 2 * np.exp(-(t**2) * width(size) / 2) == pytest.approx(failure)
 
 
 def test_matches_the_definition_on_one_block() -> None:
@@ -49,6 +74,18 @@ def test_no_coordinate_stays_large(size: int) -> None:
         vector = np.zeros(size)
         vector[hot] = 1
         assert abs(rotate(vector, hot)).max() <= bound
+
+
+def test_a_seed_means_the_same_signs_on_every_machine() -> None:
+    """Both ends of a sum must agree on them: drawn 32 bits at a time for the block, then for the last one."""
+    draws = seeds.generator("rotation", 7)
+    first, last = (1.0 - 2 * np.unpackbits(np.frombuffer(draws.bytes(1), np.uint8)) for _ in range(2))
+    assert (first[:4].tolist(), last[:4].tolist()) == ([-1, 1, -1, 1], [1, 1, -1, 1])
+    hadamard = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+    expected = np.array([3.0, 1.0, -4.0, 1.0, 5.0])
+    for place, signs in ((slice(0, 4), first), (slice(1, 5), last)):
+        expected[place] = hadamard @ (signs[:4] * expected[place])
+    np.testing.assert_allclose(rotate(np.array([3.0, 1.0, -4.0, 1.0, 5.0]), 7), expected, atol=1e-15)
 
 
 def test_seeds_differ_and_repeat() -> None:

@@ -14,7 +14,7 @@ from fedcore.layout import Entry, Layout, Parameters
 from fedcore.messages import Plan, Ref, Update
 from fedcore.metrics import names
 from fedcore.spec import RunSpec
-from fedcore.strategies import SGD, Strategy
+from fedcore.strategies import SGD, Strategy, from_table
 from fedcore.strategies.aggregators import Krum, Median
 from fedcore.strategies.optimizers import Adam
 from fedcore.strategies.preaggregators import NearestNeighborMixing
@@ -215,20 +215,42 @@ def test_a_round_is_done_when_everybody_has_been_heard_of() -> None:
 def test_who_is_not_awaited_is_not_admitted(client: str, reason: str) -> None:
     round = Round(plan_for())
     receive(round, "a", UPDATES["a"])
-    before = round.sums.vectors["delta"].copy()
+    before = round.sums.words.wide.copy()
     with pytest.raises(UpdateRefused, match=reason):
         round.admit(client)
     assert receive(round, client, UPDATES["b"]).reason == reason
-    assert np.array_equal(round.sums.vectors["delta"], before) and round.folded == ["a"]
+    assert np.array_equal(round.sums.words.wide, before) and round.folded == ["a"]
     assert round.verdicts["a"].status == "folded", "a second answer does not change the first's verdict"
+
+
+def planned(name: str, **tables: Any) -> Plan:
+    spec = RunSpec.parse({"strategy": {"name": name}, "run": {"seed": 9}, **tables})
+    return train_plan(from_table(spec.strategy), spec, LAYOUT, REF, CLIENTS, 3)
+
+
+def test_a_norm_is_on_the_scale_of_each_vector() -> None:
+    plan = planned("scaffold", limits={"update": 4.0, "norm": 2.0}, client={"optimizer": {"lr": 0.5}})
+    assert {name: vector.norm for name, vector in plan.vectors.items()} == {
+        "delta": 2.0,
+        "control_delta": 8.0,  # of the difference of two means of gradients, each up to norm / lr
+        "buffers": 0.0,
+    }
+    assert not any(vector.norm for vector in planned("fedavg").vectors.values())
+
+
+@pytest.mark.parametrize(("encoding", "bits"), [("auto", 64), ("exact", 64), ("q32", 32), ("q16", 16)])
+def test_a_plan_has_the_words_of_the_encoding(encoding: str, bits: int) -> None:
+    plan = planned("scaffold", limits={"norm": 2.0}, encryption={"encoding": encoding})
+    assert (plan.bits, plan.seed) == (bits, 9)
+    assert (plan.narrow, plan.wide) == ((0, 8) if bits == 64 else (4, 4))
+    assert plan.payload == plan.narrow * min(bits, 32) // 8 + plan.wide * 8
 
 
 def test_a_refused_update_leaves_no_trace_in_the_sums() -> None:
     round = Round(plan_for())
     verdict = receive(round, "a", NAN)
     assert verdict.status == "refused" and "delta has a coordinate that is not finite" in verdict.reason
-    assert not any(vector.any() for vector in round.sums.vectors.values())
-    assert not any(round.sums.scalars.values()) and metrics(round) == {}
+    assert not round.sums.words.wide.any() and metrics(round) == {}
 
 
 def test_a_closed_round_takes_nothing_and_closes_once() -> None:

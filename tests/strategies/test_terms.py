@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fedcore.errors import UpdateRefused
 from fedcore.messages import Plan, Ref, ScalarSpec, Update, VectorSpec
-from fedcore.strategies.terms import Accumulator, check
+from fedcore.strategies.terms import check
+from fedcore.strategies.words import Accumulator
 
 f32 = partial(np.array, dtype=np.float32)
 
@@ -115,8 +116,8 @@ def test_the_reason_says_what_was_expected(vectors: Any, scalars: Any, reason: s
         check(PLAN, update)
 
 
-def totals(accumulator: Accumulator) -> dict[str, Any]:
-    return {name: v.tolist() for name, v in accumulator.vectors.items()} | accumulator.scalars
+def totals(accumulator: Accumulator) -> Any:
+    return accumulator.words.wide.tolist()
 
 
 def accumulated(rows: list[Update]) -> Accumulator:
@@ -131,8 +132,8 @@ def test_any_order_and_grouping_have_the_same_sums(rows: list[Update], data: st.
     shuffled = data.draw(st.permutations(rows))
     cut = data.draw(st.integers(0, len(rows)))
     one, other, third = accumulated(shuffled[:cut]), accumulated(shuffled[cut:]), Accumulator(PLAN)
-    third.merge(other)
-    third.merge(one)
+    third.add_words(other.words)
+    third.add_words(one.words)
     assert totals(third) == totals(accumulated(rows))
 
 
@@ -165,15 +166,15 @@ def test_a_cohort_at_its_bounds_does_not_overflow() -> None:
 
 
 def test_the_sums_lie_where_they_are_told() -> None:
-    placed: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
+    placed: dict[str, np.ndarray[Any, Any]] = {}
 
-    def zeros(name: str, length: int) -> Any:
-        placed[name] = np.zeros(length, np.int64)
+    def zeros(name: str, length: int, dtype: Any) -> Any:
+        placed[name] = np.zeros(length, dtype)
         return placed[name]
 
     accumulator = Accumulator(PLAN, zeros)
     accumulator.add(Update(
         {"delta": np.ones(4, np.float32), "buffers": np.ones(2, np.float32)}, {"weight": 1.0, "loss": 0.0}
     ))  # fmt: skip
-    assert {name: len(vector) for name, vector in placed.items()} == {"delta": 4, "buffers": 2}
-    assert all(vector.all() for vector in placed.values())
+    assert {name: len(vector) for name, vector in placed.items()} == {"narrow": 0, "wide": 4 + 2 + 2}
+    assert placed["wide"][:7].all()  # the loss was 0

@@ -8,6 +8,7 @@ from fedcore.errors import SpecError
 from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy, from_table
 from fedcore.strategies.conflicts import check
+from fedcore.strategies.encryption import resolved
 from fedcore.strategies.privacy import private
 from fedcore.strategies.samplers import MinimumSeparation, Poisson, Uniform
 
@@ -16,6 +17,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "client": {"level": "client", "population": 100},
     "tree": {"level": "tree", "separation": 3},
     "local": {"level": "local"},
+    "distributed": {"level": "distributed"},
 }
 LEVELS = tuple(TABLES)
 ROBUST = (
@@ -43,7 +45,13 @@ def composed(level: str, table: dict[str, Any] | str = "fedavg", **tables: Any) 
 
 @pytest.mark.parametrize(
     ("level", "sampler"),
-    [("example", Uniform()), ("client", Poisson(0.2)), ("tree", MinimumSeparation(3)), ("local", Uniform())],
+    [
+        ("example", Uniform()),
+        ("client", Poisson(0.2)),
+        ("tree", MinimumSeparation(3)),
+        ("local", Uniform()),
+        ("distributed", Uniform()),
+    ],
 )
 def test_the_level_draws_its_cohorts(level: str, sampler: object) -> None:
     assert composed(level)[0].sampler == sampler
@@ -65,7 +73,7 @@ def test_robust_rules_may_follow_noise_that_each_device_makes(
     assert not composed(level, table)[0].sums
 
 
-@pytest.mark.parametrize("level", ["client", "tree"])
+@pytest.mark.parametrize("level", ["client", "tree", "distributed"])
 @pytest.mark.parametrize("table", ROBUST)
 def test_robust_rules_have_no_clip_norm_for_a_sensitivity(level: str, table: dict[str, Any] | str) -> None:
     text = (
@@ -98,7 +106,7 @@ def test_what_would_send_more_than_noise_covers_is_refused(
         composed(level, table)
 
 
-@pytest.mark.parametrize("level", ["client", "tree", "local"])
+@pytest.mark.parametrize("level", ["client", "tree", "local", "distributed"])
 def test_fedexp_needs_the_norms_of_single_updates(level: str) -> None:
     with pytest.raises(
         SpecError, match=rf"FedExP .* `square`, which no noise covers .*{level}.*; use another"
@@ -167,6 +175,35 @@ def test_metrics_on_clients_need_noise_of_their_own(level: str) -> None:
     ):
         composed(level, evaluation=where)
     composed(level, evaluation=where, privacy={"metric_noise": 5.0})
+
+
+@pytest.mark.parametrize(
+    ("tables", "text"),
+    [
+        (
+            {"encryption": {"updates": "tls"}},
+            r'"tls", but .* set encryption.updates = "secagg", or .*"local"',
+        ),
+        ({"encryption": {"updates": "sealed"}}, r'"sealed", but under .* makes a part of the noise only'),
+        ({"encryption": {"encoding": "exact"}}, r'16 or 32 bits; set encryption.encoding = "q32"'),
+        (
+            {"cohort": {"size": 20, "over_select": 4.0}},
+            r"with 14 clients, .* 0.2 of 80 asked .* raise cohort.minimum, or lower cohort.over_select",
+        ),
+        ({"attack": {"name": "sign_flip", "fraction": 0.1}}, r"attack forges .* remove \[attack\], or set"),
+    ],
+)
+def test_a_part_of_the_noise_protects_nobody_alone(tables: dict[str, Any], text: str) -> None:
+    with pytest.raises(SpecError, match=text):
+        composed("distributed", **tables)
+
+
+@pytest.mark.parametrize("updates", ["auto", "secagg"])
+@pytest.mark.parametrize("encoding", ["auto", "q32", "q16"])
+def test_distributed_noise_is_masked(updates: str, encoding: str) -> None:
+    made = resolved(*composed("distributed", encryption={"updates": updates, "encoding": encoding}))
+    assert made.encryption.updates == "secagg"
+    assert made.encryption.encoding == ("q32" if encoding == "auto" else encoding)
 
 
 def test_an_adaptive_clip_norm_needs_a_cohort_that_outweighs_its_noise() -> None:

@@ -23,7 +23,7 @@ from fedcore.strategies.checkpoint import load_state, save_state
 from fedcore.strategies.privacy import clip_norm, metric_means, noised, noised_sums, private, update_noise
 from fedcore.strategies.privacy.noise import CLIP, KEY, Noised
 from fedcore.strategies.rounds import Round, State, advance, initial_state, receive, train_plan
-from fedcore.strategies.terms import Accumulator
+from fedcore.strategies.words import Accumulator
 
 f64 = partial(np.array, dtype=np.float64)
 

@@ -54,6 +54,25 @@ def test_a_round_of_tree_aggregation_has_a_fixed_size_and_no_secret() -> None:
     assert plan.minimum == 3 and not plan.timed
 
 
+@pytest.mark.parametrize(("encoding", "bits"), [("auto", 32), ("q32", 32), ("q16", 16)])
+def test_distributed_noise_is_of_words_enough_for_the_smallest_sum(encoding: str, bits: int) -> None:
+    """20 are asked, a round may close with 14, and 4 of the 20 may have made no noise."""
+    spec = spec_for(
+        {"level": "distributed"}, strategy={"name": "scaffold"}, encryption={"encoding": encoding}
+    )
+    plan = plan_for(spec, clients=20)
+    assert plan.distributed and plan.scalars == {} and (plan.clip, plan.expected) == (0.0, 0.0)
+    assert (plan.minimum, plan.narrow, plan.wide, plan.bits) == (14, 6, 0, bits)
+    assert {vector.dtype for vector in plan.vectors.values()} == {np.dtype(f"uint{bits}")}
+    made = plan.distributed
+    assert (made.clients, made.honest, made.dimension, made.clip_norm, made.bits) == (20, 10, 6, 0.5, bits)
+    assert made.honest * made.variance >= (2.0 * made.norm) ** 2
+    strategy = private(from_table(spec.strategy), spec)
+    another = train_plan(strategy, spec, LAYOUT, replace(REF, round=2), (), 77).distributed
+    assert another and another.seed != made.seed and replace(another, seed=made.seed) == made
+    assert plan_for(spec, clients=3).minimum == 14, "fewer would have too little noise"
+
+
 @pytest.mark.parametrize(("noise", "tails"), [("gaussian", 12), ("laplace", 40)])
 def test_local_noise_fits_into_the_bounds(noise: str, tails: int) -> None:
     plan = plan_for(spec_for({"level": "local", "noise": noise}))
@@ -75,6 +94,7 @@ def test_example_level_asks_for_what_dp_sgd_made_and_every_client_counts_once() 
         {"level": "client", "population": 100},
         {"level": "tree", "separation": 2},
         {"level": "local"},
+        {"level": "distributed"},
     ],
 )
 def test_running_statistics_are_refused_at_every_level(privacy: dict[str, Any]) -> None:
@@ -96,6 +116,7 @@ def evaluation(privacy: dict[str, Any], where: str = "clients") -> Plan:
         ({"level": "client", "population": 100}, 1.0, 0.0),
         ({"level": "tree", "separation": 2}, 1.0, 0.0),
         ({"level": "local"}, 1.0, 12 * (3 * 3**0.5)),
+        ({"level": "distributed"}, 1.0, 12 * (3 * 3**0.5)),
         ({"level": "example", "sampling_rate": 0.1}, 50.0, 12 * (3 * 3**0.5)),
     ],
 )

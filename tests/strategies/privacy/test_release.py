@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from fedcore.privacy.levels import ClientLevel, ExampleLevel, LocalLevel, Private, TreeLevel
+from fedcore.privacy.distributed import decode, parameters_for
+from fedcore.privacy.levels import (
+    ClientLevel,
+    DistributedLevel,
+    ExampleLevel,
+    LocalLevel,
+    Private,
+    TreeLevel,
+)
 from fedcore.seeds import generator
 from fedcore.strategies import Strategy
 from fedcore.strategies.optimizers import FedExP
@@ -23,6 +31,7 @@ f32 = partial(np.array, dtype=np.float32)
 
 CLIENT = partial(ClientLevel, level="client", noise_multiplier=1.0, population=10)
 LOCAL = partial(LocalLevel, level="local", noise_multiplier=2.0)
+DISTRIBUTED = partial(DistributedLevel, level="distributed", noise_multiplier=1.0)
 EXAMPLE = ExampleLevel(level="example", noise_multiplier=1.0, sampling_rate=0.1, metric_noise=2.0)
 
 Matrix = NDArray[np.floating[Any]]
@@ -163,6 +172,36 @@ def test_rows_that_are_not_finite_are_all_noise() -> None:
         assert np.array_equal(sent.vectors["delta"], zero.vectors["delta"])
 
 
+def test_distributed_noise_is_on_words_of_all_vectors_one_after_the_other() -> None:
+    """(0, 30) and (40,) together have norm 50, and at clip norm 1 lie as (.8, 0, .6), by name."""
+    k, made = 10, parameters_for("skellam", 1.0, 1e-3, dimension=3, clients=10, honest=10, bits=32)
+    rows = trained(f32([[0, 30]] * k), control_delta=f32([[40]] * k), buffers=f32([[7]] * k))
+    sent = released(strategy(DISTRIBUTED()), "train", rows, 1e-3, rngs(k), made)
+    assert {name: matrix.shape for name, matrix in sent.vectors.items()} == {
+        "control_delta": (k, 1),
+        "delta": (k, 2),
+    }
+    assert sent.scalars == {} and all(matrix.dtype == np.uint32 for matrix in sent.vectors.values())
+    joint = np.concatenate([*sent.vectors.values()], axis=1)
+    assert len(np.unique(joint)) == joint.size, "of each client its own"
+    assert decode(joint.sum(axis=0, dtype=np.uint32), made) / k == pytest.approx([0.8, 0, 0.6], abs=1e-3)
+
+
+def test_nothing_is_sent_where_nobody_says_how_much_noise_it_needs() -> None:
+    with pytest.raises(AssertionError, match="how to encode"):
+        released(strategy(DISTRIBUTED()), "train", trained(f32([[3, 4]])), 0.0, rngs(1))
+
+
+def test_distributed_rows_that_are_not_finite_are_all_noise() -> None:
+    made = parameters_for("skellam", 1.0, 1.0, dimension=2, clients=1, honest=1, bits=32)
+    for bad in (np.nan, np.inf):
+        sent, zero = (
+            released(strategy(DISTRIBUTED()), "train", trained(f32([row])), 0.0, rngs(1), made)
+            for row in ([bad, 1], [0, 0])
+        )
+        assert np.array_equal(sent.vectors["delta"], zero.vectors["delta"])
+
+
 def test_the_root_update_of_the_server_gets_no_noise() -> None:
     rows = trained(f32([[3, 4]]))
     assert released(strategy(LOCAL()), "root", rows, 0.0, rngs(1)).vectors["delta"] is rows.vectors["delta"]
@@ -188,13 +227,13 @@ def test_metrics_of_a_client_without_examples_are_zero() -> None:
     assert sent.scalars["right"].tolist() == [0.0] and sent.scalars["count"].tolist() == [1.0]
 
 
-@pytest.mark.parametrize("privacy", [EXAMPLE, LOCAL(metric_noise=2.0)])
+@pytest.mark.parametrize("privacy", [EXAMPLE, LOCAL(metric_noise=2.0), DISTRIBUTED(metric_noise=2.0)])
 def test_metrics_have_noise_from_the_device_where_that_makes_it(privacy: Private) -> None:
     """2 sqrt(1 + 1) on each; 20,000 draws are off by 5 standard errors with probability 6e-7."""
     k = 10_000
     rows = Rows({}, {name: np.zeros(k) for name in ("loss", "right", "count")})
     sent = released(strategy(privacy), "evaluate", rows, 0.0, rngs(k))
-    counted = 1.0 if isinstance(privacy, LocalLevel) else 0.0
+    counted = 0.0 if privacy == EXAMPLE else 1.0
     noise = np.concatenate([sent.scalars["right"], sent.scalars["count"] - counted])
     assert noise.std() == pytest.approx(8**0.5, rel=5 / (2 * len(noise)) ** 0.5)
     assert abs(np.corrcoef(noise[:k], noise[k:])[0, 1]) < 5 / k**0.5

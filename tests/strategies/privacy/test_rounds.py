@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fedcore.errors import UpdateRefused
 from fedcore.layout import Entry, Layout, Parameters
 from fedcore.messages import Ref
 from fedcore.seeds import generator
@@ -32,6 +34,7 @@ from fedcore.strategies.rounds import (
     train_plan,
 )
 from fedcore.strategies.terms import Rows
+from fedcore.strategies.words import Accumulator, check_sum
 
 LAYOUT = Layout((Entry("weight", (2,), "float64", "shared"),))
 CLIENT: dict[str, Any] = {"level": "client", "noise_multiplier": 1.0, "population": 10}
@@ -73,7 +76,8 @@ def answered(
     if clients:
         told = dict.fromkeys(("weight", "loss", "count"), np.full(len(clients), 7.0))
         rngs = [generator("test", client) for client in clients]
-        receive_rows(round, clients, released(strategy, "train", Rows(rows, told), plan.clip, rngs))
+        sent = released(strategy, "train", Rows(rows, told), plan.clip, rngs, plan.distributed)
+        receive_rows(round, clients, sent)
         assert {v.status for v in round.verdicts.values()} == {"folded"}
     round.close()
     return round
@@ -88,6 +92,28 @@ def moved(strategy: Strategy, *rounds: Round) -> State:
     for round in rounds:
         state = advance(strategy, round, state, 0)
     return state
+
+
+@pytest.mark.parametrize("encoding", ["q32", "q16"])
+def test_a_sum_of_words_is_that_of_clipped_updates_and_everybodys_noise(encoding: str) -> None:
+    """(3, 4) and (0, 0) as one become (.6, .8, 0, 0), from nine of ten; the mean has its own deviation."""
+    privacy = {"level": "distributed", "noise_multiplier": 0.1}
+    strategy, spec = private_run({"name": "scaffold"}, privacy, size=10)
+    spec = spec.with_(f"encryption.encoding={encoding}")
+    round = answered(strategy, spec, 1, {"delta": [(3, 4)] * 9, "control_delta": [(0, 0)] * 9})
+    made, sums = round.plan.distributed, round.sums
+    assert made and len(round.folded) == 9
+    means = [sums.vector(name, slice(0, 2)) / 9 for name in ("delta", "control_delta")]
+    deviation = sqrt((made.variance + 1 / 4) / 9) / made.scale
+    assert deviation < 0.02
+    assert np.concatenate(means) == pytest.approx([0.6, 0.8, 0, 0], abs=5 * deviation)
+    assert moved(strategy, round).parameters.shared == pytest.approx([1.6, -0.2], abs=5 * deviation)
+    check_sum(round.plan, sums, 9)
+    with pytest.raises(UpdateRefused, match="the norm of the sum of 1 clients is"):
+        check_sum(round.plan, sums, 1)
+    merged = Accumulator(round.plan)
+    merged.add_words(sums.words)
+    assert np.array_equal(merged.vector("delta", slice(0, 2)), sums.vector("delta", slice(0, 2)))
 
 
 @pytest.mark.usefixtures("silent")
