@@ -68,11 +68,13 @@ def plan_of(spec: "RunSpec", folder: Path | None = None) -> dict[str, Any]:
     """
     from fedcore.privacy.claims import promise, resolved
     from fedcore.privacy.levels import Off
-    from fedcore.strategies import from_table
+    from fedcore.strategies import encryption, from_table
     from fedcore.strategies.privacy import check, private
 
     target, spec = getattr(spec.privacy, "target_epsilon", 0.0), resolved(spec)
-    check(private(from_table(spec.strategy, local=True, folder=folder), spec), spec)
+    strategy = private(from_table(spec.strategy, local=True, folder=folder), spec)
+    check(strategy, spec)
+    spec = encryption.resolved(strategy, spec)
     planned = {"run": spec.run.name, "rounds": spec.run.rounds, **promise(spec, spec.run.rounds)}
     if isinstance(level := spec.privacy, Off):
         return planned
@@ -120,7 +122,7 @@ def picture(planned: Mapping[str, Any]) -> Iterator[Any]:
     """Yield a plan as a person reads it."""
     if not planned["guarantees"]:
         yield f'{planned["run"]}: no differential privacy (privacy.level = "none"), and so no epsilon'
-        yield 'next: privacy.level = "example", "client", "tree" or "local"'
+        yield 'next: privacy.level = "example", "client", "tree", "local" or "distributed"'
         return
     target, first = planned["target_epsilon"], planned["guarantees"][0]
     least = f", the least within target_epsilon = {target:g}" if target else ""

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from fedcore.cli import app
 from fedcore.privacy.accounting import epsilon
+from fedcore.privacy.discrete import Skellam
 
 EXAMPLE = """
 [run]
@@ -34,6 +35,17 @@ where = "holdout"
 level = "client"
 target_epsilon = 3.0
 population = 1000
+"""
+DISTRIBUTED = """
+[run]
+rounds = 10
+[cohort]
+size = 20
+[evaluation]
+where = "holdout"
+[privacy]
+level = "distributed"
+target_epsilon = 3.0
 """
 
 
@@ -101,6 +113,35 @@ def test_a_target_is_planned_with_the_noise_that_it_needs(tmp_path: Path) -> Non
     assert "the coordinator infinite" in printed
     assert "made by the coordinator (trusted)" in printed
     assert any("no receiver learns who took part" in line for line in printed)
+
+
+def test_noise_of_many_clients_is_planned_by_renyi_divergences(tmp_path: Path) -> None:
+    content = planned(tmp_path, DISTRIBUTED)
+    receiver, coordinator = content["guarantees"]
+    assert (
+        receiver["epsilon"]
+        == coordinator["epsilon"]
+        == epsilon([Skellam(content["noise_multiplier"], 10)], 1e-5)
+    )
+    assert 2.99 < receiver["epsilon"] <= 3.0
+    assert content["releases"] == [
+        {"event": "Skellam", "noise_multiplier": content["noise_multiplier"], "steps": 10}
+    ]
+    printed = lines(plan(tmp_path, DISTRIBUTED))
+    assert "made by the honest clients together (distributed)" in printed
+    assert "zero-out adjacency, RDP accountant" in printed
+    assert any(
+        line.startswith("assumes At least 10 clients of every sum make their part") for line in printed
+    )
+    refused = plan(tmp_path, DISTRIBUTED, "--set", "cohort.size=3")
+    assert refused.exit_code == 2 and "expected at least 3" in refused.stderr
+
+
+def test_everybody_under_secure_aggregation_is_no_sample(tmp_path: Path) -> None:
+    """Client level at rate 1 is masked by default, so that the members of a cohort know each other."""
+    options = ("--set", "privacy.population=50", "--set", "privacy.target_epsilon=50.0")
+    assert planned(tmp_path, CLIENT, *options)["guarantees"][0]["adjacency"] == "zero-out"
+    assert planned(tmp_path, CLIENT)["guarantees"][0]["adjacency"] == "add/remove"
 
 
 def test_a_target_out_of_reach_of_metrics_is_said_to_be(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """The accountant: what a history of events comes to, as one epsilon.
 
-Add/remove adjacency throughout, by dp-accounting. "pld" composes privacy loss distributions, rounded up to
-a grid (Doroshenko et al. 2022, connect the dots): tight, and never below the truth. "rdp" adds Rényi
-divergences (Mironov et al. 2019) and converts once (Canonne et al. 2020, proposition 12): looser, but a sum
-of vectors, which is what a ledger keeps. The figure of the central limit theorem (Gaussian DP) can lie far
-below the truth, and is nowhere here.
+Add/remove adjacency throughout, and zero-out where nothing is sampled, by dp-accounting. "pld" composes
+privacy loss distributions, rounded up to a grid (Doroshenko et al. 2022, connect the dots): tight, and never
+below the truth. "rdp" adds Rényi divergences (Mironov et al. 2019) and converts once (Canonne et al. 2020,
+proposition 12): looser, but a sum of vectors, which is what a ledger keeps, and all that is known of integer
+noise. The figure of the central limit theorem (Gaussian DP) can lie far below the truth, and is nowhere here.
 """
 
 from collections import Counter
@@ -13,12 +13,13 @@ from dataclasses import replace
 from functools import lru_cache
 from heapq import heappop, heappush
 from math import frexp, inf, ldexp, log, sqrt
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.errors import SpecError
+from fedcore.privacy.discrete import DiscreteGaussian, Skellam
 from fedcore.privacy.events import Accountant, Event, Gaussian, Laplace
 
 ORDERS: tuple[float, ...] = (
@@ -44,39 +45,41 @@ CLOSE = 1e-3  # relative, of a noise multiplier
 POINTS = 64  # of a curve, each of which is some milliseconds of work
 
 
-@runtime_checkable
-class Renyi(Protocol):
-    """An event that knows its own Rényi divergences, of all its steps together."""
-
-    def __hash__(self) -> int: ...
-
-    def rdp(self, orders: NDArray[np.float64], /) -> NDArray[np.float64]:
-        """Return an upper bound at each order, of the same shape."""
-        ...
-
-
-Spent = Iterable[Event | Renyi | tuple[float, float, int]]
+Spent = Iterable[Event | tuple[float, float, int]]
 """A history; a tuple is the (noise_multiplier, sampling_rate, steps) of a Gaussian."""
 
 
-def epsilon(history: Spent, delta: float, accountant: Accountant = "pld") -> float:
+def accountant_for(history: Spent) -> Accountant:
+    """Return the tightest accountant that knows all events: "pld", but for integer noise."""
+    return "rdp" if any(isinstance(event, DiscreteGaussian | Skellam) for event in history) else "pld"
+
+
+def epsilon(history: Spent, delta: float, accountant: Accountant | None = None) -> float:
     """Return the smallest epsilon known for which a history is (epsilon, delta)-DP; 0.0 if nothing was done.
 
-    The order of events does not matter. Raises SpecError for an unknown event or a delta outside (0, 1), and
-    under "pld" for an event that has Rényi divergences only.
+    accountant: None takes `accountant_for` the history. The order of events does not matter. Raises SpecError
+    for an unknown event or a delta outside (0, 1), and under "pld" for integer noise.
     """
-    return _epsilon(_merged(history), _checked(delta), accountant)
+    history = tuple(history)
+    return _epsilon(_merged(history), _checked(delta), accountant or accountant_for(history))
 
 
 def noise_multiplier(
-    target_epsilon: float, delta: float, sampling_rate: float, steps: int, accountant: Accountant = "pld"
+    target_epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    accountant: Accountant | None = None,
 ) -> float:
     """Return the smallest noise multiplier of Gaussian steps within target_epsilon: see `smallest_noise`."""
     return smallest_noise(lambda z: [Gaussian(z, sampling_rate, steps)], target_epsilon, delta, accountant)
 
 
 def smallest_noise(
-    history_of: Callable[[float], Spent], target_epsilon: float, delta: float, accountant: Accountant = "pld"
+    history_of: Callable[[float], Spent],
+    target_epsilon: float,
+    delta: float,
+    accountant: Accountant | None = None,
 ) -> float:
     """Return a noise multiplier of five digits within target_epsilon; one that is smaller by 1/500 is not.
 
@@ -140,7 +143,7 @@ def _five_digits(noise: float) -> float:
 
 
 def curve(history_of: Callable[[int], Spent], rounds: int, delta: float) -> list[float]:
-    """Return the epsilon spent after each of rounds 1..rounds, by PLD; the last one is `epsilon`'s.
+    """Return the epsilon spent after each of rounds 1..rounds; the last one is `epsilon`'s.
 
     history_of: number of rounds -> history, whose epsilon grows with the rounds. It is exact for up to 64
     rounds; of more, 64 are computed where they matter most, and those in between are given the next one's:
@@ -162,7 +165,7 @@ def curve(history_of: Callable[[int], Spent], rounds: int, delta: float) -> list
     return values[::-1]
 
 
-def rdp(event: Event | Renyi) -> NDArray[np.float64]:
+def rdp(event: Event) -> NDArray[np.float64]:
     """Return the Rényi divergences of an event, all its steps, at ORDERS: float64 of shape (len(ORDERS),)."""
     return _rdp(_merged([event]), ORDERS)
 
@@ -174,7 +177,7 @@ def rdp_epsilon(total: NDArray[np.float64], delta: float) -> float:
     return float(compute_epsilon(ORDERS, total, _checked(delta))[0])
 
 
-Merged = tuple[tuple[Event | Renyi, int], ...]
+Merged = tuple[tuple[Event, int], ...]
 """Events of one step each, how often each happened, in an order of their own."""
 
 
@@ -187,15 +190,11 @@ def _merged(history: Spent) -> Merged:
         match event:
             case Gaussian(noise, 1.0, steps):
                 precision += steps / noise / noise
-            case Gaussian() | Laplace():
+            case Gaussian() | Laplace() | DiscreteGaussian() | Skellam():
                 noise = min(event.noise_multiplier, MOST_NOISE)
                 counts[replace(event, noise_multiplier=noise, steps=1)] += event.steps
-            case Renyi():
-                counts[event] += 1
             case _:
-                raise SpecError(
-                    f"{event!r}: no event that can be accounted for; expected Gaussian or Laplace"
-                )
+                raise SpecError(f"{event!r}: no event that can be accounted for")
     if precision:
         counts[Gaussian(max(precision**-0.5, LEAST_NOISE / 2))] = 1
     return tuple(sorted(((event, n) for event, n in counts.items() if n), key=repr))
@@ -244,7 +243,7 @@ def _rdp(merged: Merged, orders: tuple[float, ...]) -> NDArray[np.float64]:
 
 
 @lru_cache(4096)
-def _rdp_of_step(event: Event | Renyi, orders: tuple[float, ...]) -> NDArray[np.float64]:
+def _rdp_of_step(event: Event, orders: tuple[float, ...]) -> NDArray[np.float64]:
     """Return the Rényi divergences of a merged event."""
     import dp_accounting
     from dp_accounting.rdp import RdpAccountant
@@ -257,7 +256,7 @@ def _rdp_of_step(event: Event | Renyi, orders: tuple[float, ...]) -> NDArray[np.
             known = dp_accounting.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian
         case Laplace(noise):
             known = dp_accounting.LaplaceDpEvent(noise)
-        case _:
+        case DiscreteGaussian() | Skellam():
             return event.rdp(np.array(orders))
     values: NDArray[np.float64] = RdpAccountant(orders).compose(known).rdp
     return np.maximum(values, ROUNDING)
@@ -288,7 +287,7 @@ def _pld_epsilon(merged: Merged, delta: float, interval: float) -> float:
 
 
 @lru_cache(32)
-def _pld_of_step(event: Event | Renyi, interval: float) -> Any:
+def _pld_of_step(event: Event, interval: float) -> Any:
     """Return the privacy loss distribution of a merged event, rounded up to a grid."""
     from dp_accounting.pld import privacy_loss_distribution as losses
 

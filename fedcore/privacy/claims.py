@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from math import inf, isfinite
+from math import floor, inf, isfinite
 from typing import TYPE_CHECKING, Any
 
-from fedcore.privacy.accounting import curve, epsilon, smallest_noise
+from fedcore.crypto.secagg.parameters import COMPLETE
+from fedcore.privacy.accounting import accountant_for, curve, epsilon, smallest_noise
+from fedcore.privacy.discrete import DiscreteGaussian, Skellam
 from fedcore.privacy.events import (
     Accountant,
     Adjacency,
@@ -17,13 +19,25 @@ from fedcore.privacy.events import (
     Trust,
     Unit,
 )
-from fedcore.privacy.levels import ClientLevel, ExampleLevel, LocalLevel, Off, Private, TreeLevel
+from fedcore.privacy.levels import (
+    ClientLevel,
+    DistributedLevel,
+    ExampleLevel,
+    LocalLevel,
+    Off,
+    Private,
+    TreeLevel,
+)
 from fedcore.privacy.tree import sensitivity
 
 if TYPE_CHECKING:
     from fedcore.spec import RunSpec
 
 BOTH: tuple[Adversary, ...] = ("receiver", "coordinator")
+SPLIT = (
+    " Above 64 clients the coordinator may look at all that it gets, but does not lie: its lies could split "
+    "a sum in a few, each with a part of the noise."
+)
 
 
 def steps(spec: "RunSpec") -> int:
@@ -39,6 +53,14 @@ def sampling_rate(spec: "RunSpec") -> float:
     """Return the probability of a client to be in a cohort where that is drawn by Poisson sampling."""
     assert isinstance(spec.privacy, ClientLevel)
     return min(1.0, spec.cohort.size / spec.privacy.population)
+
+
+def honest(spec: "RunSpec") -> int:
+    """Return how many clients make noise as told in the smallest sum: all but the corrupt of a whole cohort.
+
+    Who is corrupt may stay where others drop out, so they count whole.
+    """
+    return spec.cohort.fewest - floor(spec.encryption.corrupt * spec.cohort.asked)
 
 
 def evaluations(spec: "RunSpec", rounds: int) -> int:
@@ -64,6 +86,9 @@ def training(spec: "RunSpec", rounds: int) -> tuple[Event, ...]:
         case LocalLevel():
             kind = Gaussian if privacy.noise == "gaussian" else Laplace
             return (kind(privacy.noise_multiplier, steps=rounds),)
+        case DistributedLevel():
+            integers = Skellam if privacy.noise == "skellam" else DiscreteGaussian
+            return (integers(privacy.noise_multiplier, rounds),)
         case Off():
             return ()
 
@@ -87,28 +112,41 @@ def unit_of(privacy: Private) -> Unit:
 
 def trust_of(privacy: Private) -> Trust:
     """Return who makes the noise of a level."""
+    if isinstance(privacy, DistributedLevel):
+        return "distributed"
     return "enforced" if isinstance(privacy, ExampleLevel | LocalLevel) else "trusted"
 
 
-def adjacency_of(privacy: Private) -> Adjacency:
-    """Return what the neighbouring data set lacks: without independent draws, one client's place stays."""
-    return "zero-out" if isinstance(privacy, TreeLevel | LocalLevel) else "add/remove"
+def adjacency_of(spec: "RunSpec") -> Adjacency:
+    """Return what the neighbouring data set lacks: without independent draws, one client's place stays.
+
+    So it does where secure aggregation has the members of a cohort see each other.
+    """
+    match spec.privacy:
+        case TreeLevel() | LocalLevel() | DistributedLevel():
+            return "zero-out"
+        case ClientLevel() if spec.encryption.updates == "secagg":
+            return "zero-out"
+        case _:
+            return "add/remove"
 
 
-def guarantees(spec: "RunSpec", rounds: int, accountant: Accountant = "pld") -> Iterator[Guarantee]:
+def guarantees(spec: "RunSpec", rounds: int, accountant: Accountant | None = None) -> Iterator[Guarantee]:
     """Yield what holds after so many rounds, against the model's receiver and against the coordinator.
 
     Noise that the coordinator adds protects nobody against the coordinator: there, epsilon is infinite.
+    accountant: None takes the tightest there is.
     """
     privacy = spec.privacy
     if isinstance(privacy, Off):
         return
-    spent = epsilon(history(spec, rounds), privacy.delta, accountant)
-    trust = trust_of(privacy)
+    done = history(spec, rounds)
+    accountant = accountant or accountant_for(done)
+    spent, trust = epsilon(done, privacy.delta, accountant), trust_of(privacy)
     for adversary in BOTH:
         known = inf if adversary == "coordinator" and trust == "trusted" else spent
         yield Guarantee(
-            known, privacy.delta, unit_of(privacy), adversary, trust, accountant, adjacency_of(privacy)
+            known, privacy.delta, unit_of(privacy), adversary, trust, accountant, adjacency_of(spec)
         )
 
 
@@ -119,25 +157,38 @@ def spent(spec: "RunSpec") -> list[float]:
     return curve(lambda rounds: history(spec, rounds), spec.run.rounds, spec.privacy.delta)
 
 
-def assumption(privacy: Private) -> str:
-    """Return what has to hold for the guarantees of a level to hold, as a sentence."""
-    match privacy:
+def assumption(spec: "RunSpec") -> str:
+    """Return what has to hold for the guarantees of a level to hold, as a sentence; "" without any."""
+    match spec.privacy:
         case ExampleLevel():
             return "The device draws each batch and makes the noise; nobody else has to be trusted."
+        case ClientLevel() if adjacency_of(spec) == "zero-out":
+            return (
+                "The coordinator adds the noise to the sum, which is all that it sees, and it is trusted; "
+                "everybody is asked in every round, and who took part is no secret."
+            )
         case ClientLevel():
             return (
                 "The coordinator makes the noise, and it is trusted; it draws each client independently, "
                 "and no receiver learns who took part in which round."
             )
-        case TreeLevel():
+        case TreeLevel(separation=separation):
             return (
                 "The coordinator makes the noise, and it is trusted; it asks no client again before "
-                f"{privacy.separation} rounds have passed. Who took part may be published."
+                f"{separation} rounds have passed. Who took part may be published."
             )
         case LocalLevel():
             return (
                 "The device makes the noise; nobody else has to be trusted, and who took part is no secret."
             )
+        case DistributedLevel():
+            return (
+                f"At least {honest(spec)} clients of every sum make their part of the noise as told and keep "
+                "it to themselves, and secure aggregation keeps all but the sum from sight; who took part is "
+                f"no secret.{'' if spec.cohort.asked <= COMPLETE else SPLIT}"
+            )
+        case Off():
+            return ""
 
 
 def promise(spec: "RunSpec", rounds: int) -> dict[str, Any]:
@@ -150,7 +201,7 @@ def promise(spec: "RunSpec", rounds: int) -> dict[str, Any]:
         "level": privacy.level,
         "unit": unit_of(privacy),
         "trust": trust_of(privacy),
-        "assumes": assumption(privacy),
+        "assumes": assumption(spec),
         "clip_norm": privacy.clip_norm,
         "noise_multiplier": privacy.noise_multiplier,
         "releases": [{"event": type(each).__name__, **asdict(each)} for each in history(spec, rounds)],

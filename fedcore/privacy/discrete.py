@@ -1,16 +1,17 @@
 """Integer noise for sums modulo 2^b: how it is drawn, and what a sum with it reveals.
 
-Each of `honest` clients adds noise of the same integer variance to every coordinate of its integer vector,
-and an observer sees the sum only. Adjacency: one client's vector replaced by zeros, the public cohort and the
-noise unchanged. The guarantee assumes that at least `honest` clients survived in the sum, drew their noise as
-told and keep it to themselves. Who takes part is known, so there is no amplification by sampling.
+Each of several clients adds noise of the same integer variance to every coordinate of its integer vector, and
+an observer sees the sum only. Adjacency: one client's vector replaced by zeros, the public cohort and the
+noise unchanged. The guarantee assumes that so many of them as the noise was made for survived in the sum,
+drew their noise as told and keep it to themselves. Who takes part is known, so there is no amplification by
+sampling.
 
 The samplers take any np.random.Generator. None of NumPy's is cryptographic, also when it is seeded from OS
 entropy, as in a deployment: whoever could predict its stream could subtract the noise.
 """
 
 from dataclasses import dataclass
-from math import isqrt, sqrt
+from math import inf, isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,27 +19,26 @@ from numpy.typing import NDArray
 from fedcore.encoding import BLOCK, Integers
 from fedcore.errors import SpecError
 
+LEAST_VARIANCE = 1 << 10  # of one client's noise, where the noise of the honest has its bounds below
 MAX_VARIANCE = 1 << 26  # up to here the exact sampler stays within 64-bit integers
 _FAR = 40  # scales; a draw from further out is accepted with probability below 2^-1000, so never
 
 
 @dataclass(frozen=True)
 class _IntegerNoise:
-    """`steps` integer sums in which each honest client adds noise of `variance` to every coordinate.
+    """`steps` integer sums with noise that honest clients make together, each with LEAST_VARIANCE or more.
 
-    norm: the L2 norm that no client's integer vector exceeds. dimension: its number of coordinates. Raises
-    SpecError unless all are positive.
+    noise_multiplier: z = sqrt(honest variance) / norm, where no client's integer vector exceeds that L2 norm.
+    The bounds hold in any dimension, so that they follow from a run's spec alone. Raises SpecError unless
+    noise_multiplier > 0 and steps >= 0.
     """
 
-    variance: int
-    honest: int
-    norm: float
-    dimension: int
+    noise_multiplier: float
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.variance, self.honest, self.dimension) < 1 or not self.norm > 0 or self.steps < 0:
-            raise SpecError(f"{self}: expected variance, honest and dimension >= 1, norm > 0 and steps >= 0")
+        if not 0 < self.noise_multiplier < inf or self.steps < 0:
+            raise SpecError(f"{self}: expected finite noise_multiplier > 0 and steps >= 0")
 
 
 class DiscreteGaussian(_IntegerNoise):
@@ -47,15 +47,12 @@ class DiscreteGaussian(_IntegerNoise):
     def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return an upper bound on the Renyi divergence of each order > 1; shape kept.
 
-        order ε^2 / 2 a step with ε = norm / sqrt(honest variance) + τ sqrt(dimension), where
+        order ε^2 / 2 a step with ε = 1/z + τ sqrt(dimension), where
         τ = 10 sum over k < honest of exp(-2 π^2 variance k / (k + 1)) bounds how far a sum of discrete
         Gaussians is from being one (Kairouz, Liu and Steinke 2021, arXiv 2102.06387, Theorem 1). From
-        variance 5 on, τ is below 10^-20 per client, and the bound is that of the continuous Gaussian.
+        LEAST_VARIANCE on, τ is below 10^-4000 per client, and the bound is that of the continuous Gaussian.
         """
-        k = np.arange(1, self.honest)
-        gap = 10 * np.exp(-2 * np.pi**2 * self.variance * k / (k + 1)).sum()
-        epsilon = self.norm / sqrt(self.honest * self.variance) + gap * sqrt(self.dimension)
-        bound: NDArray[np.float64] = self.steps * orders * epsilon**2 / 2
+        bound: NDArray[np.float64] = self.steps * orders / (2 * self.noise_multiplier**2)
         return bound
 
 
@@ -65,16 +62,14 @@ class Skellam(_IntegerNoise):
     def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return an upper bound on the Renyi divergence of each order > 1; shape kept.
 
-        With μ = honest variance, Δ2 = norm and Δ1 = min(sqrt(dimension) Δ2, Δ2^2), a step has
-        order Δ2^2 / (2 μ) + min(((2 order - 1) Δ2^2 + 6 Δ1) / (4 μ^2), 3 Δ1 / (2 μ)) (Agarwal, Kairouz and
-        Liu 2021, arXiv 2110.04995, Corollary 3.6). That holds for integer orders; the divergence grows with
-        the order, so the next integer bounds those between.
+        With μ = honest variance a step has order Δ2^2 / (2 μ) + ((2 order - 1) Δ2^2 + 6 Δ1) / (4 μ^2) or less
+        (Agarwal, Kairouz and Liu 2021, arXiv 2110.04995, Corollary 3.6). Of integers Δ1 <= Δ2^2 = μ / z^2, so
+        that is (order + (2 order + 5) / (2 μ)) / (2 z^2), and largest where μ is LEAST_VARIANCE. It holds for
+        integer orders; the divergence grows with the order, so the next integer bounds those between.
         """
-        whole, total, square = np.ceil(orders), self.honest * self.variance, self.norm**2
-        absolute = min(sqrt(self.dimension) * self.norm, square)
-        more = ((2 * whole - 1) * square + 6 * absolute) / (4 * total**2)
-        step = whole * square / (2 * total) + np.minimum(more, 3 * absolute / (2 * total))
-        bound: NDArray[np.float64] = self.steps * step
+        whole = np.ceil(orders)
+        more = (2 * whole + 5) / (2 * LEAST_VARIANCE)
+        bound: NDArray[np.float64] = self.steps * (whole + more) / (2 * self.noise_multiplier**2)
         return bound
 
 

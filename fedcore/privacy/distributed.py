@@ -9,30 +9,29 @@ What the sum then reveals, and under which assumption: `fedcore.privacy.discrete
 
 from dataclasses import dataclass
 from math import ceil, log, sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.encoding import Integers
+from fedcore.encoding import WRAP, Integers, Narrow, signed
 from fedcore.errors import SpecError, UpdateRefused
 from fedcore.layout import Vector
-from fedcore.privacy.discrete import MAX_VARIANCE, DiscreteGaussian, Skellam, discrete_gaussian, skellam
-from fedcore.privacy.rotation import rotate, unrotate, width
+from fedcore.privacy.discrete import LEAST_VARIANCE, MAX_VARIANCE, discrete_gaussian, skellam
+from fedcore.privacy.rotation import flatness, rotate, unrotate
 
 Noise = Literal["discrete_gaussian", "skellam"]
 
-_WRAP = 2.0**-40  # probability that any coordinate of a sum wraps around
 _RETRY = 2.0**-20  # probability that a rounding is drawn again, which bounds its bias too
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """How a cohort encodes; public, the same for all clients of a run. Made by `parameters_for`.
+    """How a cohort encodes; public, the same for all clients of a round. Made by `parameters_for`.
 
     scale: integers per unit. norm: the L2 norm that no rounded vector exceeds, in integers. variance: of each
     client's noise on each integer coordinate. clients: the most in a sum. honest: the fewest whose noise
-    counts.
+    counts. seed: of the rotation, fresh in each round.
     """
 
     noise: Noise
@@ -44,11 +43,12 @@ class Parameters:
     scale: float
     norm: float
     variance: int
+    seed: int
 
-    def event(self, steps: int = 1) -> DiscreteGaussian | Skellam:
-        """Return what so many rounds do to the data of a client that is in all of them."""
-        kind = DiscreteGaussian if self.noise == "discrete_gaussian" else Skellam
-        return kind(self.variance, self.honest, self.norm, self.dimension, steps)
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the words of which shares and their sums are made, uint16 or uint32."""
+        return np.dtype(f"uint{self.bits}")
 
 
 def parameters_for(
@@ -60,6 +60,7 @@ def parameters_for(
     clients: int,
     honest: int,
     bits: int,
+    seed: int = 0,
 ) -> Parameters:
     """Return the parameters with the finest grid on which no sum wraps, but with probability 2^-40 a round.
 
@@ -67,22 +68,23 @@ def parameters_for(
     rounded vector, so that the guarantee is that of the central Gaussian mechanism of the same multiplier,
     nearly. The bound on wrapping is for honest clients, whose vectors do not depend on the round's seed.
 
-    Raises SpecError where rounding would add more to a vector than its clip norm.
+    Raises SpecError where rounding would add more to a vector than its clip norm, or the noise of a client
+    is so coarse that what a sum reveals is not known.
     """
     if not (clip_norm > 0 and noise_multiplier > 0 and dimension > 0 and 1 <= honest <= clients):
         raise SpecError(
             f"clip_norm {clip_norm:g}, noise_multiplier {noise_multiplier:g}, dimension {dimension}, "
             f"{honest} honest of {clients} clients: expected positive numbers and honest <= clients"
         )
-    if not 2 <= bits <= 62:
-        raise SpecError(f"sums modulo 2^{bits}; expected 2..62 bits")
+    if bits not in (16, 32):
+        raise SpecError(f"sums modulo 2^{bits}; expected 16 or 32 bits")
 
     def variance(scale: float) -> int:
         return ceil((noise_multiplier * _rounded_norm(clip_norm * scale, dimension)) ** 2 / honest)
 
     def fits(scale: float) -> bool:
-        odds = log(4 * dimension / _WRAP)  # two tails, of the signal and of the noise, in every coordinate
-        signal = clients * clip_norm * scale * min(1.0, sqrt(2 * odds / width(dimension)))
+        odds = log(4 * dimension / WRAP)  # two tails in every coordinate, and as much again for the signal
+        signal = clients * clip_norm * scale * flatness(dimension, WRAP / 2)
         noise_sum = sqrt(2 * clients * variance(scale) * odds) + odds / 3
         return variance(scale) <= MAX_VARIANCE and signal + clients + noise_sum < 2 ** (bits - 1)
 
@@ -91,13 +93,21 @@ def parameters_for(
         middle = (scale + too_fine) / 2
         scale, too_fine = (middle, too_fine) if fits(middle) else (scale, middle)
     norm = _rounded_norm(clip_norm * scale, dimension)
+    summed = (
+        f"sums of {clients} vectors of {dimension} coordinates in {bits} bits, noise_multiplier "
+        f"{noise_multiplier:g}"
+    )
     if norm > 2 * clip_norm * scale:
         raise SpecError(
-            f"sums of {clients} vectors of {dimension} coordinates in {bits} bits, noise_multiplier "
-            f"{noise_multiplier:g}: rounding would add more than the clip norm itself; take more bits, "
-            "fewer clients or less noise, or count on more honest clients"
+            f"{summed}: rounding would add more than the clip norm itself; take more bits, fewer clients or "
+            "less noise, or count on more honest clients"
         )
-    return Parameters(noise, clip_norm, dimension, clients, honest, bits, scale, norm, variance(scale))
+    if variance(scale) < LEAST_VARIANCE:
+        raise SpecError(
+            f"{summed}: each client would add noise of variance {variance(scale)} to its integers, expected "
+            f"at least {LEAST_VARIANCE}; take more bits, fewer clients or more noise"
+        )
+    return Parameters(noise, clip_norm, dimension, clients, honest, bits, scale, norm, variance(scale), seed)
 
 
 def _rounded_norm(norm: float, dimension: int) -> float:
@@ -110,23 +120,21 @@ def _rounded_norm(norm: float, dimension: int) -> float:
     return min(sqrt(likely), norm + sqrt(dimension))
 
 
-def encode(vector: Vector, parameters: Parameters, seed: int, rng: np.random.Generator) -> Integers:
-    """Return a client's share of the sum, with its noise; shape (dimension,), int64 in 0..2^bits - 1.
+def encode(vector: Vector, parameters: Parameters, rng: np.random.Generator) -> Narrow:
+    """Return a client's share of the sum, with its noise; shape (dimension,), of the parameters' dtype.
 
-    vector: shape (dimension,), float. seed: of the rotation, public, the same for all clients of a round and
-    fresh in each. rng: for rounding and noise, the client's secret. Raises UpdateRefused unless the vector is
-    finite.
+    vector: shape (dimension,), float. rng: for rounding and noise, the client's secret. Raises UpdateRefused
+    unless the vector is finite.
     """
     exact = vector.astype(np.float64)
     norm = float(np.linalg.norm(exact))
     if not np.isfinite(norm):
         raise UpdateRefused("the update is not finite, expected finite numbers; lower the learning rate")
     clipped = exact * (parameters.scale * parameters.clip_norm / max(norm, parameters.clip_norm))
-    integers = rounded(rotate(clipped, seed), parameters.norm, rng)
+    integers = rounded(rotate(clipped, parameters.seed), parameters.norm, rng)
     draw = discrete_gaussian if parameters.noise == "discrete_gaussian" else skellam
     integers += draw(parameters.variance, parameters.dimension, rng)
-    integers &= 2**parameters.bits - 1
-    return integers
+    return integers.astype(parameters.dtype)  # modulo 2^bits
 
 
 def rounded(vector: Vector, norm: float, rng: np.random.Generator) -> Integers:
@@ -142,12 +150,20 @@ def rounded(vector: Vector, norm: float, rng: np.random.Generator) -> Integers:
             return integers
 
 
-def decode(total: Integers, parameters: Parameters, seed: int) -> NDArray[np.float64]:
-    """Return the sum of the clipped vectors plus noise, of shares summed modulo 2^bits in any way.
+def decode(total: Narrow, parameters: Parameters) -> NDArray[np.float64]:
+    """Return the sum of the clipped vectors plus noise, of shares that were summed in any order.
 
-    total: shape (dimension,), int64. The noise of n clients has variance n (variance + at most 1/4) / scale^2
-    per coordinate.
+    total: shape (dimension,), of the parameters' dtype. The noise of n clients has variance
+    n (variance + at most 1/4) / scale^2 per coordinate.
     """
-    half = 2 ** (parameters.bits - 1)
-    signed = ((total + half) & (2 * half - 1)) - half
-    return unrotate(signed / parameters.scale, seed).astype(np.float64)
+    scaled = signed(total) / np.float64(parameters.scale)
+    return unrotate(scaled, parameters.seed).astype(np.float64, copy=False)
+
+
+def largest_norm(parameters: Parameters, clients: int) -> float:
+    """Return what the L2 norm of the signed words of a sum over so many exceeds with probability 2^-40 only.
+
+    By that of a Gaussian vector of d coordinates, which exceeds sqrt(d) + t with probability exp(-t^2 / 2).
+    """
+    noise = sqrt(parameters.dimension) + sqrt(-2 * log(WRAP))
+    return clients * parameters.norm + sqrt(clients * parameters.variance) * noise

@@ -10,6 +10,7 @@ from math import inf
 from typing import Literal
 
 from fedcore.errors import SpecError
+from fedcore.privacy.discrete import DiscreteGaussian, Skellam
 
 Unit = Literal["example", "client"]
 Adjacency = Literal["add/remove", "zero-out"]
@@ -50,7 +51,7 @@ class Laplace:
             raise SpecError(f"{self}: expected finite noise_multiplier > 0 and steps >= 0")
 
 
-Event = Gaussian | Laplace
+Event = Gaussian | Laplace | DiscreteGaussian | Skellam
 History = Iterable[Event]
 
 
@@ -59,7 +60,8 @@ class Guarantee:
     """(epsilon, delta) for one unit against one adversary.
 
     adjacency: what the neighbouring data set lacks. add/remove: the unit. zero-out: what the client sends,
-    which is zero there; who is asked stays the same, as it must where cohorts are not drawn independently.
+    which is zero there; who is asked stays the same, as it must where cohorts are not drawn independently,
+    or where their members see each other.
 
     trust: who makes the noise. enforced: the device itself. distributed: the honest clients together.
     trusted: the coordinator, whose word it is.

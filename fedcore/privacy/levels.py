@@ -88,11 +88,22 @@ class LocalLevel(_Private):
     noise: Literal["gaussian", "laplace"] = "gaussian"
 
 
+class DistributedLevel(_Private):
+    """A part of the noise on every device, enough in the sum of the honest ones: the unit is one client.
+
+    Against the coordinator too, who sees nothing but sums: [encryption] updates = "secagg". The noise is of
+    integers, in as many bits as [encryption] encoding says (Agarwal et al. 2021; Kairouz et al. 2021).
+    """
+
+    level: Literal["distributed"]
+    noise: Literal["skellam", "discrete_gaussian"] = "skellam"
+
+
 def _levelled(value: Any) -> Any:
     """Return a table without a level as the one that is off."""
     return {"level": "none", **value} if isinstance(value, dict) else value
 
 
 OFF = Off()
-Private = ExampleLevel | ClientLevel | TreeLevel | LocalLevel
+Private = ExampleLevel | ClientLevel | TreeLevel | LocalLevel | DistributedLevel
 Privacy = Annotated[Off | Private, Field(discriminator="level"), BeforeValidator(_levelled)]

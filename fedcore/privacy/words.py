@@ -24,7 +24,7 @@ def sentences(promised: Mapping[str, Any]) -> Iterator[str]:
     for guarantee in promised["guarantees"]:
         adversary, unit = AGAINST[guarantee["adversary"]], UNITS[guarantee["unit"]]
         if guarantee["epsilon"] is None:
-            yield f"Against {adversary} there is no guarantee: it sees updates before noise is added to them."
+            yield f"Against {adversary} there is no guarantee: it sees sums before noise is added to them."
             continue
         yield (
             f"Against {adversary}, {unit} is protected with epsilon {guarantee['epsilon']:.3f} at delta "

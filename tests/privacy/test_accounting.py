@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
 from math import erfc, exp, inf, isfinite, sqrt
 from time import perf_counter
 from typing import Any
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from fedcore.errors import SpecError
 from fedcore.privacy.accounting import (
     CLOSE,
     ORDERS,
+    accountant_for,
     curve,
     epsilon,
     noise_multiplier,
@@ -24,7 +23,8 @@ from fedcore.privacy.accounting import (
     rdp_epsilon,
     smallest_noise,
 )
-from fedcore.privacy.events import Gaussian, Laplace
+from fedcore.privacy.discrete import DiscreteGaussian, Skellam
+from fedcore.privacy.events import Event, Gaussian, Laplace
 
 Steps = tuple[float, float, int]
 MIXED: list[Steps] = [(1.0, 0.01, 200), (1.2, 0.02, 200), (1.0, 0.01, 300)]
@@ -112,6 +112,7 @@ def test_the_central_limit_is_never_reported() -> None:
         assert epsilon([(0.6, 0.001, 5000)], 1e-6, accountant) > 2.748
 
 
+@pytest.mark.slow
 @some
 @given(noises, rates, steps, deltas, st.floats(1.05, 3.0))
 def test_epsilon_is_monotone(noise: float, rate: float, number: int, delta: float, more: float) -> None:
@@ -161,6 +162,7 @@ def test_very_much_noise_costs_nothing(noise: float) -> None:
     assert epsilon([(noise, 0.5, 3), Laplace(noise)], 1e-5) < 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.floats(0.1, 4.0), st.sampled_from([0.004, 0.02, 0.1, 1.0]), st.integers(1, 500))
 def test_the_smallest_noise_is_within_the_target_and_no_larger_than_needed(
@@ -213,23 +215,25 @@ def test_unknown_events_and_accountants_are_refused_by_name() -> None:
         epsilon([Gaussian(1.0)], 1e-5, central)
 
 
-@dataclass(frozen=True)
-class Discrete:
-    """A Gaussian that tells its divergences only, as discrete mechanisms do."""
+@pytest.mark.parametrize("kind", [DiscreteGaussian, Skellam])
+@pytest.mark.parametrize(("z", "rounds"), [(0.7, 1), (1.0, 50), (8.0, 200)])
+def test_integer_noise_costs_what_the_central_gaussian_does(
+    kind: type[DiscreteGaussian] | type[Skellam], z: float, rounds: int
+) -> None:
+    """Beside dp-accounting's figures for a Gaussian: by RDP, and the exact one."""
+    spent = epsilon([kind(z, rounds)], 1e-5)
+    central = [Gaussian(z, steps=rounds)]
+    assert epsilon(central, 1e-5, "rdp") * (1 - 1e-9) <= spent <= 1.02 * epsilon(central, 1e-5, "rdp")
+    assert epsilon(central, 1e-5) <= spent <= 1.15 * epsilon(central, 1e-5)
 
-    noise: float
 
-    def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
-        divergences: NDArray[np.float64] = orders / (2 * self.noise**2)
-        return divergences
-
-
-def test_an_event_with_divergences_of_its_own() -> None:
-    history: list[Discrete | Gaussian] = [Discrete(4.0), Discrete(4.0), Gaussian(1.0, 0.01, 10)]
-    known = [Gaussian(4.0, steps=2), Gaussian(1.0, 0.01, 10)]
-    assert epsilon(history, 1e-5, "rdp") == pytest.approx(epsilon(known, 1e-5, "rdp"), rel=1e-9)
-    with pytest.raises(SpecError, match=r"Discrete\(noise=4.0\): .*expected accountant 'rdp'"):
-        epsilon(history, 1e-5)
+def test_integer_noise_is_known_by_its_divergences_only() -> None:
+    history: list[Event] = [Skellam(4.0), Skellam(4.0), Gaussian(1.0, 0.01, 10)]
+    assert accountant_for(history) == "rdp" and accountant_for([Gaussian(1.0), (1.0, 0.1, 1)]) == "pld"
+    known: list[Event] = [Skellam(4.0, 2), Gaussian(1.0, 0.01, 10)]
+    assert epsilon(history, 1e-5) == epsilon(known, 1e-5, "rdp") > 0
+    with pytest.raises(SpecError, match=r"Skellam\(noise_multiplier=4.0, steps=1\): .*accountant 'rdp'"):
+        epsilon(history, 1e-5, "pld")
 
 
 @some

@@ -14,11 +14,13 @@ from fedcore.privacy.claims import (
     evaluations,
     guarantees,
     history,
+    honest,
     resolved,
     schedule,
     spent,
     steps,
 )
+from fedcore.privacy.discrete import DiscreteGaussian, Skellam
 from fedcore.privacy.events import Gaussian, Laplace
 from fedcore.privacy.levels import Off
 from fedcore.privacy.tree import sensitivity
@@ -29,6 +31,7 @@ LEVELS: dict[str, dict[str, Any]] = {
     "client": {"population": 200},
     "tree": {"separation": 4},
     "local": {},
+    "distributed": {},
 }
 
 
@@ -46,6 +49,8 @@ def test_what_training_does_at_each_level() -> None:
     assert history(spec("tree"), 7) == (Gaussian(2.0 / sensitivity(7, 4)),)
     assert history(spec("local"), 7) == (Gaussian(2.0, steps=7),)
     assert history(spec("local", noise="laplace"), 7) == (Laplace(2.0, steps=7),)
+    assert history(spec("distributed"), 7) == (Skellam(2.0, 7),)
+    assert history(spec("distributed", noise="discrete_gaussian"), 7) == (DiscreteGaussian(2.0, 7),)
     assert history(RunSpec(), 7) == ()
 
 
@@ -75,15 +80,18 @@ def test_metrics_have_a_line_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "unit", "trust", "coordinator"),
+    ("level", "unit", "trust", "adjacency", "coordinator"),
     [
-        ("example", "example", "enforced", True),
-        ("client", "client", "trusted", False),
-        ("tree", "client", "trusted", False),
-        ("local", "client", "enforced", True),
+        ("example", "example", "enforced", "add/remove", True),
+        ("client", "client", "trusted", "add/remove", False),
+        ("tree", "client", "trusted", "zero-out", False),
+        ("local", "client", "enforced", "zero-out", True),
+        ("distributed", "client", "distributed", "zero-out", True),
     ],
 )
-def test_for_whom_and_against_whom(level: str, unit: str, trust: str, coordinator: bool) -> None:
+def test_for_whom_and_against_whom(
+    level: str, unit: str, trust: str, adjacency: str, coordinator: bool
+) -> None:
     promised = spec(level)
     receiver, other = guarantees(promised, 10)
     assert (receiver.adversary, other.adversary) == ("receiver", "coordinator")
@@ -91,9 +99,37 @@ def test_for_whom_and_against_whom(level: str, unit: str, trust: str, coordinato
     assert other.epsilon == (receiver.epsilon if coordinator else inf)
     for guarantee in (receiver, other):
         assert (guarantee.unit, guarantee.trust, guarantee.delta) == (unit, trust, 1e-5)
-        assert guarantee.accountant == "pld"
-    assert not isinstance(promised.privacy, Off)
-    assert ("coordinator" in assumption(promised.privacy)) is not coordinator
+        assert guarantee.accountant == ("rdp" if level == "distributed" else "pld")
+        assert guarantee.adjacency == adjacency
+    assert ("coordinator" in assumption(promised)) is not coordinator
+
+
+@pytest.mark.parametrize(
+    ("cohort", "corrupt", "least"),
+    [
+        ({"size": 20}, 0.2, 10),
+        ({"size": 20}, 0.0, 14),
+        ({"size": 20, "over_select": 1.5}, 0.2, 8),
+        ({"size": 20, "minimum": 20}, 0.3, 14),
+        ({"size": 5}, 0.19, 4),
+    ],
+)
+def test_the_smallest_sum_with_all_the_corrupt_in_it(
+    cohort: dict[str, Any], corrupt: float, least: int
+) -> None:
+    tables = spec("distributed").model_dump() | {"cohort": cohort, "encryption": {"corrupt": corrupt}}
+    parsed = RunSpec.parse(tables)
+    assert honest(parsed) == least
+    assert f"At least {least} clients of every sum" in assumption(parsed)
+
+
+def test_a_cohort_that_sees_itself_is_no_sample() -> None:
+    """Client level under secure aggregation: who takes part is known to all who do."""
+    masked = spec("client", population=20).with_("encryption.updates=secagg")
+    receiver, coordinator = guarantees(masked, 10)
+    assert (receiver.adjacency, receiver.epsilon) == ("zero-out", epsilon([Gaussian(2.0, steps=10)], 1e-5))
+    assert coordinator.epsilon == inf
+    assert "who took part is no secret" in assumption(masked)
 
 
 def test_a_guarantee_as_a_line() -> None:
@@ -140,7 +176,7 @@ def test_what_a_device_reserves() -> None:
         whole = schedule(promised)
         assert whole and whole.at_once and whole.whole == history(promised, 10)
         assert whole.train == whole.evaluate == ()
-    for level in ("example", "local"):
+    for level in ("example", "local", "distributed"):
         promised = spec(level, metric_noise=9.0)
         piece = schedule(promised)
         assert piece and not piece.at_once

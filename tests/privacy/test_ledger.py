@@ -20,6 +20,7 @@ from fedcore.chain import Head
 from fedcore.errors import ConfigError, SpecError, UpdateRefused
 from fedcore.privacy.account import Claim, event_from_json, event_to_json
 from fedcore.privacy.accounting import epsilon
+from fedcore.privacy.discrete import DiscreteGaussian, Skellam
 from fedcore.privacy.events import Event, Gaussian, Laplace, Unit
 from fedcore.privacy.ledger import (
     BudgetExceeded,
@@ -105,6 +106,21 @@ def test_a_run_that_is_reserved_whole_is_reserved_once(ledger: Ledger) -> None:
     assert ledger.reserve(replace(whole, run="fed/other", by="b")).sequence == first.sequence + 2
 
 
+def test_noise_of_many_clients_is_paid_for_by_participation(tmp_path: Path) -> None:
+    """Rate 1 and one piece per round; another identity's data would need noise of their own."""
+    ledger, piece = opened(tmp_path, limit=8.0, unit="client"), Skellam(4.0)
+    run = replace(claim(piece, rounds=20), unit="client", trust="distributed")
+    spent = [ledger.reserve(replace(run, ref=f"run/{n}.0/train")).spent for n in (1, 5, 9)]
+    assert spent == [pytest.approx(epsilon([Skellam(4.0, n)], 1e-5)) for n in (1, 2, 3)]
+    assert ledger.entries()[0].history == (piece,) and ledger.entries()[0].trust == "distributed"
+    with pytest.raises(LedgerRefused, match="noise that is shared by all clients covers one part of it"):
+        ledger.reserve(replace(run, by="b"))
+    with pytest.raises(BudgetExceeded, match="the whole run would bring it to"):
+        ledger.reserve(replace(run, run="fed/long", whole=(Skellam(4.0, 60),)))
+    with pytest.raises(BudgetExceeded, match="this piece of work"):
+        ledger.reserve(replace(run, history=(Skellam(4.0, 60),)))
+
+
 def test_the_other_unit_is_refused(ledger: Ledger, tmp_path: Path) -> None:
     with pytest.raises(
         UpdateRefused, match="protects one client, the data set's ledger counts for one example"
@@ -160,6 +176,7 @@ print(granted)
 """
 
 
+@pytest.mark.slow
 def test_processes_at_once_make_one_ledger_and_never_overspend(tmp_path: Path) -> None:
     path = tmp_path / "shared" / "a.ledger"
     command = [sys.executable, "-c", PROCESS, str(path)]
@@ -235,7 +252,7 @@ def test_files_are_private_and_one_without_the_other_is_an_error(ledger: Ledger,
 
 
 def test_events_are_their_json() -> None:
-    for event in (ROUND, Laplace(0.1, 3)):
+    for event in (ROUND, Laplace(0.1, 3), Skellam(1.0, 7), DiscreteGaussian(0.5)):
         assert event_from_json(event_to_json(event)) == event
     with pytest.raises(SpecError, match="a ledger cannot hold it; expected one of Gaussian, Laplace"):
         event_to_json("magic")  # type: ignore[arg-type]
