@@ -27,12 +27,17 @@ def client_name(index: int) -> str:
 
 
 def check_population(spec: RunSpec) -> None:
-    """Raise SpecError unless a public number of clients, where the spec states one, is the simulated one."""
+    """Raise SpecError unless the simulated clients are as many as the spec states or needs elsewhere."""
     clients, privacy = spec.simulation.clients, spec.privacy
     if isinstance(privacy, ClientLevel) and privacy.population != clients:
         raise SpecError(
             f"privacy.population = {privacy.population}, but simulation.clients = {clients}; "
             "the amplification by sampling is that of the population, so set both to the same number"
+        )
+    if spec.encryption.updates == "secagg" and clients < spec.cohort.fewest:
+        raise SpecError(
+            f"simulation.clients = {clients}, but under secure aggregation fewer than {spec.cohort.fewest} "
+            "close no round; raise simulation.clients, or lower cohort.size and cohort.minimum"
         )
 
 

@@ -21,6 +21,7 @@ from fedcore.simulations.page import (
 )
 from fedcore.simulations.result import BOOKKEEPING, LAST, LOSSES, SPENT, clients_of, metrics_of
 from fedcore.spec import RunSpec
+from fedcore.strategies.rounds import BITS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,6 +106,7 @@ def report(summary: Mapping[str, Any], metrics: Rows, spec: RunSpec) -> str:
             *privacy(summary),
             section(picture),
             section(table(map(escape, _columns(metrics)), rounds), "Rounds"),
+            section(f"<p>{encryption(spec)}</p>", "Encryption"),
             section(f"<pre>{escape(spec.to_toml())}</pre>", "The spec, as the run resolved it"),
         ],
         footer=f"model SHA-256 <code>{escape(summary['model_sha256'])}</code>",
@@ -118,6 +120,15 @@ def privacy(summary: Mapping[str, Any]) -> list[str]:
         return []
     said.append("A simulation draws all noise from its seed: this holds against who does not know the seed.")
     return [section("\n".join(f"<p>{escape(text)}</p>" for text in said), "Privacy")]
+
+
+def encryption(spec: RunSpec) -> str:
+    """Return how updates were summed, and whether under masks."""
+    words = f"Vectors were summed in words of {BITS[spec.encryption.encoding]} bits"
+    if spec.encryption.updates == "secagg":
+        lies = "Nobody sees single updates then, so a client that lies can steer a sum."
+        return f"{words}, under masks: every round ran secure aggregation among its clients. {lies}"
+    return f"{words}. Updates were not encrypted, since they never left this machine."
 
 
 def verdict(summary: Mapping[str, Any], metrics: Rows, spec: RunSpec) -> str:

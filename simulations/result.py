@@ -78,6 +78,7 @@ class Result:
             "engine_reason": self.reason,
             "seed": self.spec.run.seed,
             "final": self.final,
+            "encryption": self.spec.encryption.model_dump(include={"updates", "encoding"}),
             "privacy": private,
             "seconds_per_round": seconds,
             "clients_per_second": round(median(n / s for n, s in warm), 1),

@@ -30,13 +30,15 @@ from fedcore.simulations.engine import choose
 from fedcore.simulations.population import Population, check_population
 from fedcore.simulations.processes import Processes
 from fedcore.simulations.result import Result, clients_of
+from fedcore.simulations.secure import Federation, Masked
 from fedcore.simulations.speeds import Stopwatch
 from fedcore.spec import RunSpec
-from fedcore.strategies import Strategy, from_table, to_table
+from fedcore.strategies import Strategy, encryption, from_table, to_table
 from fedcore.strategies.aggregators import Mean
 from fedcore.strategies.conflicts import check, name_of
 from fedcore.strategies.matrix import aggregate_rows
 from fedcore.strategies.modes import Synchronous
+from fedcore.strategies.preaggregators import Clip
 from fedcore.strategies.privacy import clip_norm, private, released
 from fedcore.strategies.rounds import (
     Round,
@@ -153,6 +155,11 @@ class Simulation:
         composed = from_table(spec.strategy, local=True, folder=folder)
         self.strategy: Strategy = private(composed, self.spec)
         check(self.strategy, self.spec)
+        # What a spec leaves open is encoded as a deployment would, but not masked: the sums are the same.
+        self.federation = Federation() if self.spec.encryption.updates == "secagg" else None
+        encoding = encryption.resolved(self.strategy, self.spec).encryption.encoding
+        explicit = self.spec.encryption.model_copy(update={"encoding": encoding})
+        self.spec = self.spec.model_copy(update={"encryption": explicit})
         check_population(self.spec)
         self.spent = spent(self.spec)
         self.population = Population(task, self.spec, client.device)
@@ -162,7 +169,10 @@ class Simulation:
         self.seconds = Stopwatch(self.population).seconds
         names, seed = self.population.names, spec.run.seed
         ref = self.ref(1, "train")  # a plan that cannot be made is said before anything is measured
-        train_plan(self.strategy, self.spec, self.layout, ref, tuple(names[:1]), len(names))
+        most = tuple(names[: spec.cohort.size])
+        plan = train_plan(self.strategy, self.spec, self.layout, ref, most, len(names))
+        for term in plan.terms:
+            plan.shift(term)
         parts = Parts("attack", ATTACKS, local=True, folder=folder)
         self.adversary = Adversary(spec.attack, names, seed, parts) if spec.attack else None
         self.state: State = initial_state(self.strategy, self.trainer.parameters())
@@ -288,12 +298,17 @@ class Simulation:
         """Let the engine answer a plan until the round is done; return it closed, and what clients keep."""
         round, kept, rounds = Round(plan), dict[str, Kept](), self.spec.run.rounds
         round.root = self.trusted = self.root_update(plan)
-        for answers in self.answers(plan, self.state.parameters):
-            receive_rows(round, answers.clients, answers.rows)
+        parameters = self.state.parameters
+        masked = Masked(self.federation, self.spec, plan, parameters) if self.federation else None
+        take = masked.receive if masked else receive_rows
+        for answers in self.answers(plan, parameters):
+            take(round, answers.clients, answers.rows)
             kept.update(zip(answers.clients, answers.kept, strict=True))
             progress(Progress(plan.ref.round, rounds, len(round.verdicts), len(plan.cohort)))
             if round.done:
                 break
+        if masked and round.sufficient:
+            masked.finish(round)
         round.close()
         return round, kept
 
@@ -315,7 +330,8 @@ class Simulation:
         work, number, seed = plan.ref.kind, plan.ref.round, self.spec.run.seed
         for each in answers:
             rngs = [generator(seed, "device noise", work, number, client) for client in each.clients]
-            yield replace(each, rows=released(self.strategy, work, each.rows, plan.clip, rngs))
+            sent = released(self.strategy, work, each.rows, plan.clip, rngs, plan.distributed)
+            yield replace(each, rows=sent)
 
     def guess(self, plan: Plan, rows: Vector) -> Vector:
         """Return what the server would make of a cohort's deltas, (n, d) -> (d,), if all weighed the same.
@@ -330,7 +346,9 @@ class Simulation:
         taken = rows[[within(row, bound) for row in rows]]
         if self.workers:
             return Mean().aggregate(taken)
-        return aggregate_rows(strategy.pre, strategy.aggregator, taken, rng=rng, anchor=anchor)
+        norm = plan.vectors["delta"].norm
+        pre = (Clip(norm),) if norm else strategy.pre
+        return aggregate_rows(pre, strategy.aggregator, taken, rng=rng, anchor=anchor)
 
     def root_update(self, plan: Plan) -> Vector | None:
         """Train on the data that the server trusts, where the aggregator asks for it (FLTrust)."""

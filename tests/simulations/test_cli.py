@@ -174,6 +174,7 @@ def test_a_missing_file_or_module_is_named(spec: Path) -> None:
     assert "no module 'nowhere_to_be_found'" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_keeps_the_rounds_that_ended(spec: Path, number: signal.Signals) -> None:
     command = [

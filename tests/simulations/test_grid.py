@@ -17,6 +17,8 @@ from fedcore.errors import ConfigError, SpecError, TaskError
 from fedcore.simulations.grid import Grid, GridProgress, Outcome, read_outcome, run_grid
 from fedcore.simulations.run import simulate
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 AXES: dict[str, list[Any]] = {"client.optimizer.lr": [0.1, 0.2], "run.seed": [0, 1]}
 NAMES = ["lr=0.1,seed=0", "lr=0.1,seed=1", "lr=0.2,seed=0", "lr=0.2,seed=1"]
 FILES = {"metrics.jsonl", "model.safetensors", "report.html", "result.json", "spec.toml", "state"}

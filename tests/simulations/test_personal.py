@@ -23,6 +23,8 @@ from fedcore.strategies import from_table
 from fedcore.strategies.rounds import Round, advance, initial_state, receive, train_plan
 from fedcore.task import Client, Task
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 ALL: dict[str, dict[str, Any]] = {
     "moon": {"name": "moon"},
     "ditto": {"name": "ditto", "lam": 0.5},

@@ -64,6 +64,10 @@ RUNS: dict[str, dict[str, Any]] = {
     | {"client": {"schedule": "cosine", "batch_size": 4}},
     "scaffold": {"strategy": {"name": "scaffold"}},
     "personal": {"strategy": {"algorithm": "fedper"}},
+    "masked": {
+        "encryption": {"updates": "secagg", "encoding": "q32"},
+        "limits": {"norm": 1.0, "weight": 100},
+    },
     "oort": {"strategy": {"sampler": "oort"}, "simulation": {"speed": "lognormal"}},
     "mimic": {"strategy": {"name": "median"}, "attack": {"name": "mimic", "fraction": 0.25, "warmup": 4}},
     "fltrust": {"strategy": {"aggregator": "fltrust"}, **QUIET},

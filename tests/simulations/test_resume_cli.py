@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from fedcore.cli import app
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 SPEC = """\
 [run]
 name = "small"
