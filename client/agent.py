@@ -4,26 +4,33 @@ It never imports torch.
 """
 
 import asyncio
+import json
 import logging
 import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
+from functools import partial
+from hashlib import sha256
 from itertools import count
 
-from fedcore.client.config import Config
+from fedcore.client.config import Config, Encryption
 from fedcore.client.kept import KeptStates
-from fedcore.client.ledger import Witness, keep_showing, open_ledger, show
-from fedcore.client.policy import Policy
+from fedcore.client.ledger import keep_showing, open_ledger, show
+from fedcore.client.policy import Policy, encryption_of
 from fedcore.client.process import WorkerProcess, WorkFailed
+from fedcore.client.secure import Aggregation
 from fedcore.client.session import ConnectionLost, Session
-from fedcore.client.state import State
+from fedcore.client.state import Finished, State
 from fedcore.crypto.identity import Identity, utc_now
+from fedcore.crypto.secagg import Aborted
 from fedcore.errors import AuthenticationError, FedcoreError, ProtocolError, UpdateRefused
-from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, UploadHead
+from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, Ref, Secure, UploadHead
 from fedcore.privacy.account import Claim
 from fedcore.privacy.ledger import Ledger, LedgerRefused
+from fedcore.wire import sealing
+from fedcore.wire.renewal import keep_renewed
 
 log = logging.getLogger("fedcore.client")
 
@@ -51,6 +58,9 @@ class Agent:
         self.reserved = asyncio.Event()  # since the authority was last shown the ledger
         self.assignment: Assignment | None = None
         self.task: asyncio.Task[None] | None = None
+        self.aggregation = Aggregation(
+            self.state, config.settings.policy, identity, lambda message: self.session.tell(message)
+        )
         self.considering: set[asyncio.Task[None]] = set()  # of offers; it goes on beside the work
         self.turn = asyncio.Lock()  # one offer at a time, so that many leave threads and ledger to the work
 
@@ -61,33 +71,39 @@ class Agent:
         coordinator turns this identity away or its certificate has expired, ProtocolError where it speaks
         another version, and ConfigError and LedgerDamaged for a ledger that cannot be used.
         """
-        showing: asyncio.Task[None] | None = None
+        beside: list[asyncio.Task[None]] = []
         try:
             await asyncio.to_thread(self.state.check_cache)
             self.ledger = await asyncio.to_thread(open_ledger, self.config)
             if self.ledger:
-                witness = Witness.of(self.state.identity, self.identity)
                 # Before any work, because an old copy is put back while no agent runs.
-                if not await show(self.ledger, witness):
+                if not await show(self.ledger, self.identity):
                     self.reserved.set()
-                showing = asyncio.create_task(keep_showing(self.ledger, witness, self.reserved))
+                showing = keep_showing(self.ledger, lambda: self.identity, self.reserved)
+                beside.append(asyncio.create_task(showing))
             self.policy = Policy(self.config, await self.worker.describe())
             async with Session(self.config.settings.coordinator, self.identity) as self.session:
+                renewing = keep_renewed(self.state.identity, self.identity, self._renewed)
+                beside.append(asyncio.create_task(renewing))
                 await self._stay_connected()
         finally:
-            if showing:
-                showing.cancel()
-            for offer in self.considering:
-                offer.cancel()
+            for task in (*beside, *self.considering):
+                task.cancel()
             await self._abandon()
             await self.worker.stop()
 
+    def _hello(self) -> Hello:
+        return Hello(self.policy.digests, self.config.settings.evaluator, self.kept.waiting())
+
+    async def _renewed(self, identity: Identity) -> None:
+        self.identity = identity
+        await self.session.renew(identity, self._hello())
+
     async def _stay_connected(self) -> None:
-        attempt, evaluator = 0, self.config.settings.evaluator
+        attempt = 0
         while True:
-            hello = Hello(self.policy.digests, evaluator, self.kept.waiting())
             try:
-                async with aclosing(self.session.messages(hello)) as messages:
+                async with aclosing(self.session.messages(self._hello())) as messages:
                     async for message in messages:
                         attempt = 0
                         await self._hear(message)
@@ -103,8 +119,14 @@ class Agent:
                 log.warning("connection lost", extra=facts)
                 await asyncio.sleep(pause)
 
-    async def _hear(self, message: Assignment | Outcome | None) -> None:
+    async def _hear(self, message: Assignment | Outcome | Secure | None) -> None:
         match message:
+            case Secure(ref, content):
+                if attempt := self.aggregation.at(ref):
+                    attempt.hear(content)
+                else:
+                    reason = "this agent has no keys for it: it was started again, or has left the attempt"
+                    self._decline(ref, reason, reason)
             case Assignment(ref) if ref.kind == "offer":
                 considering = asyncio.create_task(self._fulfil(message, self._accept))
                 self.considering.add(considering)
@@ -113,6 +135,8 @@ class Agent:
                 await self._begin(message)
             case Outcome(ref, verdict):
                 log.info(verdict.status, extra={"ref": ref, "reason": verdict.reason})
+                if self.aggregation.at(ref):  # nobody needs its answers any more
+                    await self._end()
                 self.state.record(ref, verdict.status, verdict.reason)
                 # The update goes first: one that is sent again needs what it would have kept beside it.
                 self.state.drop(ref)
@@ -124,6 +148,8 @@ class Agent:
         """Start work. Newer work replaces older; the same again, after a reconnect, goes on."""
         busy = self.task is not None and not self.task.done()
         if busy and self.assignment and self.assignment.ref == assignment.ref:
+            if attempt := self.aggregation.at(assignment.ref):
+                attempt.repeat()
             return
         await self._abandon()
         self.assignment = assignment
@@ -133,6 +159,10 @@ class Agent:
         """End the work in progress; training that is not finished ends with its process."""
         if self.task and not self.task.done():
             log.warning("work abandoned", extra={"ref": self.task.get_name()})
+            await self._end()
+
+    async def _end(self) -> None:
+        if self.task:
             self.task.cancel()
             await asyncio.wait([self.task])
 
@@ -144,17 +174,19 @@ class Agent:
             self.policy.judge(assignment)
             await do(assignment, time.monotonic() + assignment.deadline)
         except (WorkFailed, LedgerRefused) as error:
-            self._decline(assignment, error.public, str(error))
+            self._decline(assignment.ref, error.public, str(error))
+        except Aborted as error:
+            self._decline(assignment.ref, str(error), str(error), "aborted")
         except FedcoreError as error:
-            self._decline(assignment, str(error), str(error))
+            self._decline(assignment.ref, str(error), str(error))
         except Exception as error:
             log.exception("work failed", extra={"ref": assignment.ref})
-            self._decline(assignment, f"the agent failed: {type(error).__name__}", str(error))
+            self._decline(assignment.ref, f"the agent failed: {type(error).__name__}", str(error))
 
-    def _decline(self, assignment: Assignment, public: str, reason: str) -> None:
-        log.warning("declined", extra={"ref": assignment.ref, "reason": reason})
-        self.state.record(assignment.ref, "declined", reason)
-        self.session.tell(Decline(assignment.ref, public))
+    def _decline(self, ref: Ref, public: str, reason: str, event: str = "declined") -> None:
+        log.warning(event, extra={"ref": ref, "reason": reason})
+        self.state.record(ref, event, reason)
+        self.session.tell(Decline(ref, public))
 
     async def _accept(self, offer: Assignment, deadline: float) -> None:
         """Reserve what a run may cost the data, drawn or not, and take part in it."""
@@ -167,11 +199,20 @@ class Agent:
 
     async def _do(self, assignment: Assignment, deadline: float) -> None:
         """Fetch the parameters, train, and send the update; an update that is finished is only sent."""
-        claim = await self._claim(assignment)
-        self.state.drop_others(assignment.ref)
-        await asyncio.to_thread(self.kept.begin, assignment.ref, assignment.folded)
-        head = self.state.spooled(assignment.ref)
-        if head is None:
+        ref, claim = assignment.ref, await self._claim(assignment)
+        encryption, key = self._encryption(assignment), ""
+        if encryption == "sealed":
+            announced = await asyncio.to_thread(sealing.announced, assignment.key, ref, self.identity)
+            key = announced.hex()
+        if encryption == "secagg":
+            self.aggregation.admit(assignment)
+        self.state.drop_others(ref)
+        await asyncio.to_thread(self.kept.begin, ref, assignment.folded)
+        update, terms = self.state.spooled(ref), self._terms(assignment, encryption, key)
+        if update and update.terms != terms:  # what was made on others stays here
+            self.state.drop(ref)
+            update = None
+        if update is None:
             await asyncio.to_thread(self.policy.admit, assignment)
             if claim and self.ledger:  # a refusal should cost no download, and a lost download no budget
                 await asyncio.to_thread(self.ledger.judge, claim)
@@ -179,10 +220,27 @@ class Agent:
             await asyncio.to_thread(self.policy.begin, assignment)
             if claim and self.ledger:
                 await self._reserve(self.ledger, claim)
-            head = await self._train(assignment, deadline)
-            self.state.spool(head)
+            head, words = await self._train(assignment, encryption, key, deadline)
+            update = Finished(head, terms, words)
+            self.state.spool(update)
             self.kept.trim()
-        await self._send(head, deadline)
+        if encryption == "secagg":
+            send = partial(self._send, deadline=deadline)
+            await self.aggregation.take_part(assignment, self.identity, update.words, send, deadline)
+        else:
+            await self._send(update.head, deadline)
+
+    def _encryption(self, assignment: Assignment) -> Encryption:
+        """Return how this update travels; the operator's own data have no cohort to hide in."""
+        encryption = encryption_of(assignment.spec)
+        return "tls" if encryption == "secagg" and self.config.settings.evaluator else encryption
+
+    def _terms(self, work: Assignment, encryption: Encryption, key: str) -> str:
+        """Return a digest of all that an update follows from, and of the way on which alone it may leave."""
+        spec, asked = work.spec.model_dump_json(), work.cohort if encryption == "secagg" else 0
+        what = [work.task, work.digest, work.layout, work.parameters.sha256, work.clip, spec]
+        how = [self.config.settings.evaluator, encryption, key, asked]
+        return sha256(json.dumps([what, how]).encode()).hexdigest()
 
     async def _claim(self, work: Assignment) -> Claim | None:
         """Return what work would do to the data set, counted off the loop; refuses as the policy does."""
@@ -202,7 +260,10 @@ class Agent:
             await self._persist(lambda left: self.session.download(blob, path, left), deadline)
             self.state.trim_cache()
 
-    async def _train(self, assignment: Assignment, deadline: float) -> UploadHead:
+    async def _train(
+        self, assignment: Assignment, encryption: Encryption, key: str, deadline: float
+    ) -> tuple[UploadHead, tuple[int, ...]]:
+        name = self.identity.name
         ref, settings = assignment.ref, self.config.settings
         started = time.perf_counter()
         done = await self.worker.work(
@@ -212,7 +273,7 @@ class Agent:
             spec=assignment.spec.model_dump_json(exclude={"simulation"}),
             layout=assignment.layout,
             ref=[ref.run, ref.round, ref.attempt, ref.kind],
-            client=self.identity.name.name,
+            client=name.name,
             options=settings.data,
             evaluator=settings.evaluator,
             parameters=str(self.state.blob(assignment.parameters.sha256)),
@@ -220,10 +281,15 @@ class Agent:
             keep=str(self.kept.pending(ref)),
             out=str(self.state.payload(ref)),
             clip=assignment.clip,
+            cohort=assignment.cohort,
+            encryption=encryption,
+            public=key,
+            bound=sealing.binding(name.federation, ref, name.name, assignment.layout).hex(),
         )
         log.info("work done", extra={"ref": ref, "seconds": round(time.perf_counter() - started, 6)})
         vectors = tuple((name, length) for name, length in done["vectors"])
-        return UploadHead(ref, done["scalars"], vectors, Blob(done["sha256"], done["size"]))
+        head = UploadHead(ref, done["scalars"], vectors, Blob(done["sha256"], done["size"]))
+        return head, tuple(done["words"])
 
     async def _send(self, head: UploadHead, deadline: float) -> None:
         path = self.state.payload(head.ref)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fedcore.client.config import Config
+from fedcore.client.config import Config, Terms
 from fedcore.client.examples import Examples
 from fedcore.client.worker import Job
+from fedcore.crypto.secagg.config import SMALLEST
 from fedcore.errors import ConfigError, DataError, TaskError, nearest
 from fedcore.messages import Ref
 from fedcore.spec import RunSpec
@@ -27,7 +28,7 @@ class Report:
 
     labels: target -> how many training examples have it; empty where targets are no whole numbers.
     sends: for each vector of an update its name, length and bytes. scalars: name -> value of this step.
-    memory_mb: peak resident size of this process.
+    readers: who may read that at worst, by [policy] encryption. memory_mb: this process's peak resident size.
     """
 
     task: str
@@ -40,6 +41,7 @@ class Report:
     memory_mb: float
     sends: list[tuple[str, int, int]]
     scalars: dict[str, float]
+    readers: str
 
 
 def check(config: Config, task: str | None, client: str) -> list[Report]:
@@ -87,7 +89,18 @@ def _check(config: Config, name: str, client: str) -> Report:
         memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         sends=[(name, len(vector), vector.nbytes) for name, vector in update.vectors.items()],
         scalars=dict(update.scalars),
+        readers=readers(config.settings.policy),
     )
+
+
+def readers(terms: Terms) -> str:
+    """Return who may read an update at worst, by what the policy accepts."""
+    fewest = max(SMALLEST, terms.smallest_cohort)
+    return {
+        "tls": "the coordinator, which may also keep it",
+        "sealed": "the coordinator, in its memory alone until the round closes",
+        "secagg": f"nobody; the coordinator sees sums over {fewest} clients or more",
+    }[terms.encryption]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ class Terms(Table):
 
     smallest_cohort: int = Field(1, ge=1, description="clients that must take part in a round")
     encryption: Encryption = Field("tls", description="the weakest that is accepted for updates")
+    corrupt: float = Field(
+        0.1, ge=0, lt=1 / 3, description="secagg: share of the clients that may collude, at least"
+    )
+    largest_weight: float = Field(0.0, ge=0, description="most examples a client may count for; 0: any")
     hours: str = Field("", pattern=HOURS, description="HH:MM-HH:MM, local time, such as 22:00-06:00")
     rounds_per_day: int = Field(0, ge=0, description="starts of training in 24 hours; 0: any number")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import time
 
-from fedcore.client.config import STRENGTHS, Config
+from fedcore.client.config import STRENGTHS, Config, Encryption
 from fedcore.client.pace import Pace
 from fedcore.crypto.identity import Clock, utc_now
 from fedcore.crypto.names import Name
@@ -12,7 +12,8 @@ from fedcore.errors import UpdateRefused, nearest
 from fedcore.messages import Assignment
 from fedcore.privacy.account import Claim
 from fedcore.privacy.claims import schedule, trust_of
-from fedcore.privacy.levels import ClientLevel, Off
+from fedcore.privacy.levels import ClientLevel, DistributedLevel, Off
+from fedcore.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Policy:
     def judge(self, assignment: Assignment) -> None:
         """Refuse work that is not allowed at any time."""
         place, terms = self.config.place, self.config.settings.policy
-        task, encryption = assignment.task, assignment.spec.encryption.updates
+        task, spec = assignment.task, assignment.spec
         if task not in self.digests:
             raise UpdateRefused(
                 f"{place('tasks')}: task {task!r} is not allowed{nearest(task, self.digests)}"
@@ -49,10 +50,31 @@ class Policy:
                 f"{place('policy', 'smallest_cohort')}: {assignment.cohort} clients take part, "
                 f"expected at least {terms.smallest_cohort}"
             )
+        encryption = encryption_of(spec)
         if STRENGTHS.index(encryption) < STRENGTHS.index(terms.encryption):
             raise UpdateRefused(
                 f"{place('policy', 'encryption')}: updates would travel under {encryption!r}, "
                 f"expected at least {terms.encryption!r}"
+            )
+        if isinstance(spec.privacy, DistributedLevel) and encryption != "secagg":
+            raise UpdateRefused(
+                f"{place('policy', 'encryption')}: this device would make a part of the noise only, for an "
+                f"update that travels under {encryption!r} and is seen by itself; expected 'secagg'"
+            )
+        if encryption == "secagg" and spec.cohort.fewest < terms.smallest_cohort:
+            raise UpdateRefused(
+                f"{place('policy', 'smallest_cohort')}: a sum may be over {spec.cohort.fewest} clients, "
+                f"expected at least {terms.smallest_cohort}"
+            )
+        if encryption == "secagg" and spec.encryption.corrupt < terms.corrupt:
+            raise UpdateRefused(
+                f"{place('policy', 'corrupt')}: the run holds while {spec.encryption.corrupt:g} of its "
+                f"clients collude, expected at least {terms.corrupt:g}"
+            )
+        if terms.largest_weight and spec.limits.weight > terms.largest_weight:
+            raise UpdateRefused(
+                f"{place('policy', 'largest_weight')}: a client may count for {spec.limits.weight:g} "
+                f"examples, expected at most {terms.largest_weight:g}"
             )
 
     def admit(self, assignment: Assignment) -> None:
@@ -129,6 +151,15 @@ class Policy:
             whole=cost.whole,
             once=cost.at_once,
         )
+
+
+def encryption_of(spec: RunSpec) -> Encryption:
+    """Return how the updates of a run travel; raises UpdateRefused where it leaves that open."""
+    if spec.encryption.updates == "auto":
+        raise UpdateRefused(
+            'encryption.updates = "auto" does not say how updates travel; `fedcore run submit` resolves it'
+        )
+    return spec.encryption.updates
 
 
 def within(hours: str, now: time) -> bool:

@@ -42,7 +42,8 @@ class WorkerProcess:
         """Return the reply to one piece of work, the process started anew if need be.
 
         limit: seconds. Raises UpdateRefused with what the process refuses, and WorkFailed where it
-        raises, dies or is late; a late one is killed, as it is when this call is cancelled.
+        raises, dies, is late or finds its own update unfit; a late one is killed, as it is when this call is
+        cancelled.
         """
         try:
             async with asyncio.timeout(limit):
@@ -91,6 +92,8 @@ class WorkerProcess:
         reply = json.loads(line)
         if "refused" in reply:
             raise UpdateRefused(reply["refused"])
+        if "unfit" in reply:
+            raise WorkFailed("the update is beyond what the run allows, as this device found", reply["unfit"])
         if "error" in reply:
             what = "importing the tasks of agent.toml" if command == "describe" else "the task"
             raise WorkFailed(f"{what} raised {reply['error']}", reply["message"])

@@ -12,7 +12,7 @@ from typing import NoReturn, Self
 from fedcore.crypto.identity import Identity
 from fedcore.crypto.tls import open_channel
 from fedcore.errors import AuthenticationError, FedcoreError, ProtocolError, UpdateRefused
-from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, UploadHead
+from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, Secure, UploadHead
 from fedcore.wire import codec, grpc
 from fedcore.wire.chunks import Incoming, receive, stream
 from fedcore.wire.codec import to_wire
@@ -31,8 +31,11 @@ OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
+LINGER = 600.0  # seconds that a transfer may still take when its certificate has been renewed
 DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 STALE = (grpc.StatusCode.FAILED_PRECONDITION, *DENIED)  # of a round that has closed, or is another's now
+
+Stream = grpc.aio.StreamStreamCall[pb.FromAgent, pb.ToAgent]
 
 
 class ConnectionLost(FedcoreError):
@@ -44,9 +47,11 @@ class Session:
 
     def __init__(self, address: str, identity: Identity) -> None:
         """Prepare a channel to HOST:PORT; nothing connects before `messages`."""
+        self.address = address
         self.channel = open_channel(address, identity, options=OPTIONS)
         self.stub = CoordinatorStub(self.channel)
-        self.outbox: asyncio.Queue[Hello | Accept | Decline] = asyncio.Queue()
+        self.calls: list[Stream] = []  # the stream, and the next one while a certificate is renewed
+        self.outbox: asyncio.Queue[Hello | Accept | Decline | Secure] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
         return self
@@ -56,7 +61,7 @@ class Session:
     ) -> None:
         await self.channel.close(None)
 
-    async def messages(self, hello: Hello) -> AsyncGenerator[Assignment | Outcome | None, None]:
+    async def messages(self, hello: Hello) -> AsyncGenerator[Assignment | Outcome | Secure | None, None]:
         """Connect, and yield what the coordinator says, its welcome as None.
 
         Raises ConnectionLost when the stream has ended, AuthenticationError or ProtocolError where the
@@ -64,16 +69,18 @@ class Session:
         """
         self.outbox = asyncio.Queue()  # what an older stream did not send is void: work is handed out anew
         self.outbox.put_nowait(hello)
-        call = self.stub.Connect()
+        self.calls = [self.stub.Connect()]
         try:
-            async with sending(call, self._outgoing()):
-                async for message in call:
-                    try:
-                        understood = codec.to_agent(message)
-                    except ProtocolError as error:
-                        self._refuse(message, error)
-                    else:
-                        yield understood
+            while self.calls:
+                async with sending(call := self.calls[0], self._outgoing()):
+                    async for message in call:
+                        try:
+                            understood = codec.to_agent(message)
+                        except ProtocolError as error:
+                            self._refuse(message, error)
+                        else:
+                            yield understood
+                self.calls.pop(0)
         except grpc.aio.AioRpcError as error:
             if error.code() in DENIED:
                 raise AuthenticationError(
@@ -82,12 +89,38 @@ class Session:
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise ProtocolError(f"the coordinator turned this agent away: {error.details()}") from error
             raise ConnectionLost(f"{error.code().name}: {error.details()}") from error
+        finally:
+            while self.calls:
+                self.calls.pop().cancel()
         raise ConnectionLost("the coordinator ended the stream")
+
+    async def renew(self, identity: Identity, hello: Hello) -> None:
+        """Go on with another certificate, without a moment in which the agent is away.
+
+        A second stream is opened, for which the coordinator ends the first. Transfers in progress come to
+        their end under the old certificate.
+        """
+        older, self.channel = self.channel, open_channel(self.address, identity, options=OPTIONS)
+        self.stub = CoordinatorStub(self.channel)
+        if self.calls:
+            call = self.stub.Connect()
+            try:
+                await call.write(to_wire(hello))
+            except grpc.aio.AioRpcError as error:  # the first stream has the same trouble, or will have it
+                log.warning("no stream with the new certificate", extra={"reason": error.details()})
+            else:
+                self.outbox = asyncio.Queue()
+                self.calls.append(call)
+        await older.close(LINGER)
 
     async def _outgoing(self) -> AsyncGenerator[pb.FromAgent, None]:
         outbox = self.outbox
         while True:
-            yield to_wire(await outbox.get())
+            match await outbox.get():
+                case Secure() as secure:
+                    yield pb.FromAgent(secure=to_wire(secure))
+                case message:
+                    yield to_wire(message)
 
     def _refuse(self, message: pb.ToAgent, error: ProtocolError) -> None:
         """Pass over a message that makes no sense; an assignment is declined, so that nobody waits for it."""
@@ -95,8 +128,8 @@ class Session:
         if message.HasField("assignment"):
             self.tell(Decline(codec.ref_from_wire(message.assignment.ref), str(error)))
 
-    def tell(self, answer: Accept | Decline) -> None:
-        """Tell the coordinator that a run is accepted, or that work will not be done."""
+    def tell(self, answer: Accept | Decline | Secure) -> None:
+        """Tell the coordinator that a run is accepted, work will not be done, or a step of a protocol."""
         self.outbox.put_nowait(answer)
 
     async def download(self, blob: Blob, path: Path, left: float) -> None:

@@ -5,6 +5,7 @@
     cache/        parameters by their SHA-256, the two newest
     spool/        the finished update of the newest assignment, until its outcome: payload and head
     kept/         what the client keeps between rounds, see `fedcore.client.kept`
+    sent/         which attempts of secure aggregation were entered, see `fedcore.client.sent`
     rounds.jsonl  what became of the last rounds, for people
     starts.json   when training has begun of late, see `fedcore.client.pace`
 
@@ -30,6 +31,19 @@ from fedcore.wire.chunks import blob_of
 CACHED = 2  # a round's parameters are those of the evaluation before it
 JOURNAL_BYTES = 2**20
 JOURNAL_ROWS = 100  # kept when the journal has outgrown its bytes
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An update that is ready: its head, and for what its payload was made.
+
+    terms: digest of all that it follows from, and may leave for. words: of a payload that is masked before it
+    leaves, the bits of a narrow word and how many narrow and wide words it has.
+    """
+
+    head: UploadHead
+    terms: str
+    words: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,26 +105,33 @@ class State:
         """Return where the numbers of a finished update are, or will be."""
         return self.folder / "spool" / f"{ref.run}.{ref.round}.{ref.attempt}.{ref.kind}"
 
-    def spooled(self, ref: Ref) -> UploadHead | None:
-        """Return the head of a finished update, if there is one."""
+    def spooled(self, ref: Ref) -> Finished | None:
+        """Return a finished update, if there is one."""
         try:
             row = json.loads(_head(self.payload(ref)).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         vectors = tuple((name, length) for name, length in row["vectors"])
-        return UploadHead(ref, row["scalars"], vectors, Blob(row["sha256"], row["size"]))
+        head = UploadHead(ref, row["scalars"], vectors, Blob(row["sha256"], row["size"]))
+        return Finished(head, row["terms"], tuple(row["words"]))
 
-    def spool(self, head: UploadHead) -> None:
-        """Declare the update finished whose payload has been written."""
-        row = {"vectors": head.vectors, "scalars": head.scalars, **vars(head.payload)}
+    def spool(self, update: Finished) -> None:
+        """Declare an update finished whose payload has been written."""
+        head = update.head
+        made = {"terms": update.terms, "words": update.words}
+        row = {"vectors": head.vectors, "scalars": head.scalars, **vars(head.payload), **made}
         path = _head(self.payload(head.ref))
         temporary = path.with_suffix(".part")
         temporary.write_text(json.dumps(row), encoding="utf-8")
         os.replace(temporary, path)
 
+    def unspool(self, ref: Ref) -> None:
+        """Declare an update unfinished: its payload is about to be altered."""
+        _head(self.payload(ref)).unlink(missing_ok=True)
+
     def drop(self, ref: Ref) -> None:
         """Forget a finished update; its head goes first, for without one a payload counts for nothing."""
-        _head(self.payload(ref)).unlink(missing_ok=True)
+        self.unspool(ref)
         self.payload(ref).unlink(missing_ok=True)
 
     def drop_others(self, ref: Ref) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from fedcore.client.config import Config
 from fedcore.client.state import State
-from fedcore.crypto.identity import Identity
+from fedcore.crypto.identity import Certified
 from fedcore.errors import FedcoreError
 from fedcore.task import digest, resolve
 
@@ -28,7 +28,7 @@ def status_of(config: Config) -> dict[str, Any]:
 
 def _identity(state: State) -> dict[str, str]:
     try:
-        identity = Identity.load(state.identity)
+        identity = Certified.load(state.identity)
     except FedcoreError as error:
         return {"name": "-", "federation": "-", "root": "-", "certificate": str(error)}
     return {
@@ -47,9 +47,14 @@ def _digest(config: Config, reference: str) -> str:
 
 
 def _last_rounds(state: State) -> list[dict[str, Any]]:
-    """Return the last thing known of each of the last rounds; a verdict outranks that the update was sent."""
+    """Return the last thing known of each of the last rounds.
+
+    A verdict outranks that the update was sent, and an attack that was seen outranks the verdict.
+    """
     last: dict[str, dict[str, Any]] = {}
     for row in state.journal(4 * ROUNDS):
-        if row["event"] != "sent" or row["ref"] not in last:
-            last[row["ref"]] = row
+        known = last.get(row["ref"], row)
+        if row["event"] != "sent" and known["event"] != "aborted":
+            known = row
+        last[row["ref"]] = known
     return list(last.values())[-ROUNDS:]

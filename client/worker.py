@@ -3,13 +3,16 @@
     {"do": "describe", "folder": ..., "tasks": {name: "module:object"}}  -> {name: digest}
     {"do": "work", "task": ..., "digest": ..., "spec": ..., "layout": ..., "ref": [run, round, attempt, kind],
      "client": ..., "options": {...}, "evaluator": ..., "parameters": path, "kept": path, "keep": path,
-     "out": path, "clip": norm}
-        -> {"vectors": [[name, length], ...], "scalars": {...}, "sha256": ..., "size": ...}
+     "out": path, "clip": norm, "cohort": clients, "encryption": ..., "public": hex, "bound": hex}
+        -> {"vectors": [[name, length], ...], "scalars": {...}, "words": [...], "sha256": ..., "size": ...}
 
 `kept` is what the client kept of earlier rounds, if there is such a file; what it would keep of this one goes
-to `keep`. A reply is {"done": ...}, {"refused": reason}, or {"error": type, "message": text}. User code runs
-here and nowhere else, so whatever it does, the agent lives on. Its prints go to standard error, because
-standard output carries the replies.
+to `keep`. A sealed update is sealed to `public` and bound to `bound`; of one that will be masked, `words`
+says how its words lie in `out`. Both have neither vectors nor scalars in the reply.
+
+A reply is {"done": ...}, {"refused": reason}, {"unfit": reason} for an update that the run would not take, or
+{"error": type, "message": text}. User code runs here and nowhere else, so whatever it does, the agent lives
+on. Its prints go to standard error, because standard output carries the replies.
 """
 
 import json
@@ -17,7 +20,7 @@ import os
 import secrets
 import signal
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -27,23 +30,32 @@ from threading import Thread
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedcore.client.examples import Examples, examples_from
 from fedcore.client.kept import load_kept, save_kept
 from fedcore.client.training import Kept, Trainer, trainer_for, uses_torch
 from fedcore.data import Split
-from fedcore.errors import SpecError, TaskError, UpdateRefused
+from fedcore.errors import FedcoreError, SpecError, TaskError, UpdateRefused
 from fedcore.layout import Layout, Parameters
-from fedcore.messages import Ref, Update
+from fedcore.messages import Plan, Ref, Update
+from fedcore.metrics import names
 from fedcore.privacy.levels import OFF, ExampleLevel
 from fedcore.seeds import generator
 from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy, from_table
 from fedcore.strategies.privacy import private, released
-from fedcore.strategies.terms import Rows
+from fedcore.strategies.rounds import evaluate_plan, train_plan
+from fedcore.strategies.terms import Rows, check
+from fedcore.strategies.words import encoded
 from fedcore.task import Client, Task, digest, resolve
+from fedcore.wire import sealing
 
 Message = dict[str, Any]
+
+
+class Unfit(FedcoreError):
+    """An update of this device's own that the round would refuse; what is wrong with it stays here."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,8 @@ class Job:
         if self.spec.privacy == OFF or (self.evaluator and ref.kind == "evaluate"):  # on the operator's data
             return update, state
         rng = generator("device noise", secrets.randbits(256))
-        (sent,) = released(self.strategy, ref.kind, Rows.of([update]), clip, [rng]).updates()
+        made = self.plan(ref, 1, clip).distributed if ref.kind == "train" else None
+        (sent,) = released(self.strategy, ref.kind, Rows.of([update]), clip, [rng], made).updates()
         return sent, state
 
     def measure(self, ref: Ref, kept: Kept) -> tuple[Update, Kept]:
@@ -128,6 +141,16 @@ class Job:
             return self.trainer.train(ref, "root", self.root, {})[0], {}
         assert self.examples.test is not None
         return self.trainer.evaluate(self.examples.test, kept), {}
+
+    def plan(self, ref: Ref, cohort: int, clip: float) -> Plan:
+        """Return the plan of a round with so many clients, by this device's own copy of what decides it."""
+        if cohort > self.spec.cohort.asked:
+            asked = self.spec.cohort.asked
+            raise UpdateRefused(f"{ref} is said to have {cohort} clients; the run asks {asked} at most")
+        clients = tuple(map(str, range(cohort)))
+        if ref.kind == "evaluate":
+            return evaluate_plan(self.spec, ref, clients, names(self.task.metrics))
+        return train_plan(self.strategy, self.spec, self.trainer.layout, ref, clients, cohort, clip)
 
 
 class Worker:
@@ -165,9 +188,13 @@ class Worker:
         out: str,
         layout: str,
         clip: float,
+        cohort: int,
+        encryption: str,
+        public: str,
+        bound: str,
         **of: Any,
     ) -> Message:
-        """Train or evaluate, write what is kept and the update's numbers, and return the update's head."""
+        """Train or evaluate, write what is kept and what is sent, and return the update's head."""
         if self.key != (key := (task, digest, spec, ref[0])):
             self.job = self.prepare(task, digest, RunSpec.model_validate_json(spec), **of)
             self.key = key
@@ -185,7 +212,11 @@ class Worker:
             self.key = None  # a trainer that was interrupted amid a step may hold half of it
             raise
         save_kept(Path(keep), state)
-        return write(update, own, Path(out))
+        if encryption == "tls":
+            vectors = [[name, len(vector)] for name, vector in update.vectors.items()]
+            head = {"vectors": vectors, "scalars": dict(update.scalars), "words": []}
+            return head | write(update.vectors.values(), Path(out))
+        return covered(self.job.plan(Ref(*ref), cohort, clip), update, Path(out), encryption, public, bound)
 
     def prepare(self, task: str, announced: str, spec: RunSpec, **of: Any) -> Job:
         """Return the job of a run, if the task's files are still those that the agent announced."""
@@ -202,18 +233,32 @@ def read(path: Path, layout: Layout, extra: Sequence[str] = ()) -> Parameters:
     return Parameters.of_blob(np.fromfile(path, layout.dtype.newbyteorder("<")), layout, extra)
 
 
-def write(update: Update, layout: Layout, path: Path) -> Message:
-    """Write an update's vectors one after the other, little-endian, and return the update's head."""
+def covered(plan: Plan, update: Update, path: Path, encryption: str, public: str, bound: str) -> Message:
+    """Write an update sealed, or as words that the agent will mask; raises Unfit where a check fails."""
+    try:
+        check(plan, update)
+    except UpdateRefused as error:
+        raise Unfit(str(error)) from error
+    head: Message = {"vectors": [], "scalars": {}, "words": []}
+    if encryption == "sealed":
+        sealed = sealing.seal(bytes.fromhex(public), sealing.packed(plan, update), bytes.fromhex(bound))
+        return head | write([np.frombuffer(sealed, np.uint8)], path)
+    words = encoded(plan, update)
+    head["words"] = [8 * plan.word.itemsize, plan.narrow, plan.wide]
+    return head | write([words.narrow, words.wide], path)
+
+
+def write(arrays: Iterable[NDArray[Any]], path: Path) -> Message:
+    """Write arrays one after the other, little-endian; return what the file is."""
     state, size = sha256(), 0
     part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
-        for vector in update.vectors.values():
-            data = np.ascontiguousarray(vector, layout.dtype.newbyteorder("<")).view(np.uint8)
+        for array in arrays:
+            data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).view(np.uint8)
             state.update(data.data)
             size += file.write(data.data)
     os.replace(part, path)
-    vectors = [[name, len(vector)] for name, vector in update.vectors.items()]
-    return {"vectors": vectors, "scalars": dict(update.scalars), "sha256": state.hexdigest(), "size": size}
+    return {"sha256": state.hexdigest(), "size": size}
 
 
 def answer(worker: Worker, message: Message) -> Message:
@@ -223,6 +268,8 @@ def answer(worker: Worker, message: Message) -> Message:
         return {"done": commands[message.pop("do")](**message)}
     except UpdateRefused as error:
         return {"refused": str(error)}
+    except Unfit as error:
+        return {"unfit": str(error)}
     except Exception as error:
         traceback.print_exc()
         return {"error": type(error).__name__, "message": str(error)}

@@ -15,6 +15,7 @@ import tomli_w
 
 from fedcore.crypto.files import make_private_folder, write_atomically
 from fedcore.crypto.identity import Identity
+from fedcore.crypto.passphrase import unlocked
 from fedcore.crypto.tls import channel_credentials, demand
 from fedcore.errors import AuthenticationError, ConfigError, FedcoreError, ProtocolError, RunFailed, SpecError
 from fedcore.layout import Layout, Parameters
@@ -24,6 +25,7 @@ from fedcore.wire.address import parse_address
 from fedcore.wire.chunks import chunks
 from fedcore.wire.codec import to_wire
 from fedcore.wire.enrolment import enrol
+from fedcore.wire.renewal import renewed_if_due
 from fedcore.wire.v1 import coordinator_pb2 as pb
 from fedcore.wire.v1.coordinator_pb2_grpc import OperatorStub
 
@@ -38,9 +40,7 @@ def enrol_operator(folder: Path, token: str, coordinator: str) -> Identity:
     """Make an operator's folder: its identity and the coordinator's address."""
     parse_address(coordinator)
     make_private_folder(folder)
-    identity = enrol(token, folder / "identity")
-    if identity.name.role != "operator":
-        raise ConfigError(f"the token is for {identity.name}; expected one of role operator")
+    identity = enrol(token, folder / "identity", "operator")
     write_atomically(folder / CONFIG, tomli_w.dumps({"coordinator": coordinator}).encode(), 0o644)
     return identity
 
@@ -63,7 +63,7 @@ class Operator:
             hint = "make the folder with 'fedcore run enroll TOKEN --coordinator HOST:PORT --dir DIR'"
             reason = getattr(error, "strerror", error)
             raise ConfigError(f"{folder / CONFIG}: {reason}; {hint}") from error
-        identity = Identity.load(folder / "identity")
+        identity = renewed_if_due(folder / "identity", unlocked(folder / "identity"))
         size = ("grpc.max_receive_message_length", MAX_MESSAGE)
         options = (*demand(identity.name.federation, "coordinator"), size)
         with grpc.secure_channel(address, channel_credentials(identity), options) as channel:
@@ -115,14 +115,18 @@ class Operator:
 def submission_for(task: Any, spec: Any) -> tuple[Submission, Parameters]:
     """Return a run of a task as it is handed in, with initial parameters seeded as a simulation's.
 
-    A private run states its noise: devices reserve their budget by that, not by a target.
+    A private run states its noise: devices reserve their budget by that, not by a target. And every run
+    states how updates travel, since devices judge it by that.
     """
     from fedcore.client.training import trainer_for
     from fedcore.metrics import names
     from fedcore.privacy.claims import resolved
+    from fedcore.strategies import encryption, from_table
+    from fedcore.strategies.privacy import private
     from fedcore.task import digest
 
     spec = resolved(spec)
+    spec = encryption.resolved(private(from_table(spec.strategy), spec), spec)
     trainer = trainer_for(task, spec)
     parameters, layout = trainer.parameters(), trainer.layout
     blob = Blob(parameters.digest, layout.nbytes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from fedcore.spec import RunSpec
     from fedcore.wire.v1.coordinator_pb2 import RunInfo
 
 app = typer.Typer(
@@ -74,7 +75,7 @@ def submit(
         info = operator.submit(submission, parameters)
         if not as_json:
             typer.echo(f"run {info.run}: {info.rounds} rounds of {info.task}", err=follow)
-            typer.echo("updates travel under TLS, readable by the coordinator (encryption.updates)", err=True)
+            typer.echo(f"updates: {travelling(submission.spec)}", err=True)
             for guarantee in guarantees(submission.spec, info.rounds):
                 typer.echo(f"privacy: {guarantee}", err=True)
         elif not follow:
@@ -201,8 +202,19 @@ def show_progress(updates: Iterable["RunInfo"], as_json: bool) -> None:
         typer.echo(f"{info.state} after {info.round} rounds, model {info.parameters.sha256}")
 
 
+def travelling(spec: "RunSpec") -> str:
+    """Return how the updates of a submitted run travel, who reads them, and why."""
+    from fedcore.strategies import from_table
+    from fedcore.strategies.encryption import described
+    from fedcore.strategies.privacy import private
+
+    return described(private(from_table(spec.strategy), spec), spec)
+
+
 def line(row: dict[str, Any], rounds: int) -> str:
     """Return one round as a line."""
+    if row.get("skipped"):
+        return f"round {row['round']}/{rounds}  skipped, the model stays as it is  {row['seconds']:.2f} s"
     beside = ("round", "folded", "refused", "expected", "seconds")
     named = {name: value for name, value in row.items() if name not in beside}
     updates = f"{row['folded']} updates" if "folded" in row else f"{row['expected']:g} expected"

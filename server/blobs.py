@@ -69,6 +69,11 @@ class Blobs:
         sync_folder(self.folder)
         return blob
 
+    def hold(self, address: str) -> None:
+        """Count one user more of a blob that is held."""
+        with self.lock:
+            self.users[address] += 1
+
     def release(self, address: str) -> None:
         """Let go of a blob; it is removed with its last user."""
         with self.lock:

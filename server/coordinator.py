@@ -14,18 +14,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedcore.crypto.identity import Identity
+from fedcore.crypto.names import Name
+from fedcore.crypto.trust import Trust
 from fedcore.errors import ProtocolError, SpecError, UpdateRefused
 from fedcore.messages import Blob, Outcome, Ref, Submission
 from fedcore.server.blobs import Blobs
+from fedcore.server.denied import Denied
 from fedcore.server.driver import Driver
-from fedcore.server.live import LiveRound
+from fedcore.server.journal import Journals
+from fedcore.server.opening import Live
 from fedcore.server.registry import Registry, Session
+from fedcore.server.secure import SecureRound
 from fedcore.server.store import Run, Store
 from fedcore.strategies import from_table
 from fedcore.strategies.conflicts import check as check_strategy
+from fedcore.strategies.encryption import check as check_encryption
 from fedcore.strategies.modes import Synchronous
 from fedcore.strategies.privacy import private
 from fedcore.strategies.rounds import train_plan
+from fedcore.wire.secure import config_of
 
 log = logging.getLogger("fedcore.server")
 T = TypeVar("T")
@@ -34,22 +42,30 @@ T = TypeVar("T")
 class Coordinator:
     """All runs of one coordinator, its agents and its state folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the state folder: `coordinator.db`, `blobs/` and `spool/`."""
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        """Open the state folder: `coordinator.db`, `blobs/`, `spool/`, `attempts/` and `denied.json`.
+
+        identity: the one that calls and signatures show; replaced when its certificate is renewed.
+        """
+        self.identity, self.denied = identity, Denied(folder / "denied.json")
+        self.trust = Trust(identity.root, identity.name.federation)
         self.store = Store(folder / "coordinator.db")
         self.blobs = Blobs(folder / "blobs", self.store.held())
         self.spool = folder / "spool"
         shutil.rmtree(self.spool, ignore_errors=True)
         self.spool.mkdir()
+        self.journals = Journals(folder / "attempts")
         self.registry = Registry()
         self.writer = ThreadPoolExecutor(1, "store")
         self.compute = ThreadPoolExecutor(1, "compute")
         self.drivers: dict[str, Driver] = {}
-        self.live: dict[Ref, LiveRound] = {}
+        self.live: dict[Ref, Live] = {}
 
     async def start(self) -> None:
         """Continue every run that was running."""
-        for run in await self.write(self.store.runs):
+        runs = await self.write(self.store.runs)
+        await self.write(self.journals.keep, {run.id for run in runs if run.state == "running"})
+        for run in runs:
             committed = await self.write(self.store.rounds, run.id)
             known = await self.write(self.store.clients, run.id)
             driver = self.drivers[run.id] = Driver(self, run, committed, known)
@@ -119,7 +135,20 @@ class Coordinator:
             driver.offers.decline(client)
             log.warning("run declined", extra={"client": client, "run": ref.run, "reason": reason})
 
-    def round_of(self, ref: Ref) -> LiveRound:
+    def expel(self, name: Name) -> None:
+        """Go on without whose certificate was revoked; its calls are ended by `Denied`."""
+        for live in list(self.live.values()) if name.role == "client" else ():
+            live.lose(name.name, "its certificate was revoked")
+
+    def hear(self, ref: Ref, client: str, message: bytes) -> None:
+        """Take in a client's message of secure aggregation, or refuse it."""
+        live = self.live.get(ref)
+        if isinstance(live, SecureRound):
+            live.hear(client, message)
+        else:
+            log.warning("message refused", extra={"client": client, "ref": ref, "reason": "it is not open"})
+
+    def round_of(self, ref: Ref) -> Live:
         """Return the open round of that name; raises UpdateRefused where there is none."""
         if ref not in self.live:
             raise UpdateRefused(f"{ref} is not open")
@@ -139,10 +168,16 @@ def check(submission: Submission) -> None:
         mode = type(strategy.mode).__name__
         raise SpecError(f'strategy.mode: {mode} runs in simulations only; set mode = "synchronous"')
     check_strategy(strategy, spec)
+    if "auto" in (spec.encryption.updates, spec.encryption.encoding):
+        raise SpecError('encryption: "auto" says nothing yet; hand the run in by `fedcore run submit`')
+    check_encryption(strategy, spec)
     clients = tuple(str(i) for i in range(spec.cohort.asked))
     plan = train_plan(strategy, spec, layout, Ref("check", 1, 0, "train"), clients, len(clients))
     for term in plan.terms:
         plan.shift(term)
+    if spec.encryption.updates == "secagg":
+        words = 8 * plan.word.itemsize, plan.narrow, plan.wide
+        config_of("check", plan.ref, spec, submission.parameters, len(clients), words)
     if not layout.shared_size:
         raise SpecError("the layout has no shared parameter, so there is nothing to learn")
     if submission.parameters.size != layout.nbytes:

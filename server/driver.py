@@ -11,11 +11,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fedcore.errors import FedcoreError
-from fedcore.messages import Assignment, Blob, Plan, Ref, Verdict
+from fedcore.messages import Assignment, Blob, Plan, Ref, Verdict, Work
 from fedcore.privacy.claims import spent
 from fedcore.privacy.levels import OFF, ClientLevel
-from fedcore.server.live import GRACE, LiveRound
+from fedcore.server.journal import Journal, Opening
+from fedcore.server.live import GRACE
 from fedcore.server.offers import Offers
+from fedcore.server.opening import Assign, Live, open_round
 from fedcore.server.registry import Signal
 from fedcore.server.store import Committed, Known, Run
 from fedcore.strategies import Strategy, from_table
@@ -53,7 +55,7 @@ class Driver:
         self.rows = [round.row for round in committed]
         if self.unevaluated:
             self.rows.pop()
-        self.untold: list[LiveRound] = []
+        self.untold: list[Live] = []
         drawn = isinstance(run.spec.privacy, ClientLevel)  # from those who have accepted the run
         self.offers = Offers(coordinator.registry) if drawn else None
         self.task: asyncio.Task[None] | None = None
@@ -137,6 +139,7 @@ class Driver:
     async def become(self, state: str, detail: str = "") -> None:
         """Record and announce the run's state."""
         await self.coordinator.write(self.coordinator.store.set_state, self.run.id, state, detail)
+        await self.coordinator.calculate(self.coordinator.journals.clear, self.run.id)
         self.run = replace(self.run, state=state, detail=detail)
         log.info("run %s", state, extra={"run": self.run.id, "detail": detail})
         self.changed.send()
@@ -177,21 +180,32 @@ class Driver:
         return State(last.round, parameters, blobs.load_state(last.vectors), memory)
 
     async def train(self, state: State) -> State:
-        """Play one round until it succeeds, commit it, and tell its clients."""
-        started, number, attempt = time.perf_counter(), state.round + 1, 0
+        """Play one round until it succeeds or has to be skipped, commit it, and tell its clients."""
+        started, ref, certificate = time.perf_counter(), Ref(self.run.id, state.round + 1, 0, "train"), b""
+        journal = await self.resumed(ref.round, "train")
         while True:
-            ready = await self.gather()
-            plans = self.plans(Ref(self.run.id, number, attempt, "train"), ready, state)
-            live, *root = await self.play(ready, *plans)
-            if lacks := self.lacks(live, *root):
+            if journal:
+                ref, certificate = journal.opening.ref, journal.opening.certificate
+                ready: Sequence[str] = journal.opening.ready
+                plans = [self.plan(ref, journal.opening.cohort, ready, state)]
+            else:
+                ready = await self.gather()
+                plans = self.plans(ref, ready, state)
+            live, *root = await self.play(ready, *plans, journal=journal, certificate=certificate)
+            lacks = self.lacks(live, *root)
+            if lacks and (live.certificate or not live.spent):
                 self.tell(lambda _: False)
-                attempt += 1
-                self.say(f"round {number}: attempt {attempt} had {lacks}")
-                await asyncio.sleep(min(30.0, 0.1 * 2**attempt))
+                certificate += live.certificate
+                ref, journal = replace(ref, attempt=ref.attempt + 1), None
+                self.say(f"round {ref.round}: attempt {ref.attempt} had {lacks}")
+                await asyncio.sleep(min(30.0, 0.1 * 2**ref.attempt))
                 continue
-            state, committed, news = await self.coordinator.calculate(self.close, live, root, state, ready)
+            finish = self.skip if lacks else self.close
+            state, committed, news = await self.coordinator.calculate(finish, live, root, state, ready)
             # A private round takes its deadline; how much longer would tell how many updates were added.
             seconds = time.perf_counter() - started
+            if self.spent:
+                committed.row["epsilon"] = self.spent[state.round - 1]
             committed.row["seconds"] = live.plan.deadline if live.plan.timed else seconds
             await self.coordinator.write(self.commit, committed, news)
             self.committed.append(committed)
@@ -200,17 +214,25 @@ class Driver:
             log.info("round committed", extra={"run": self.run.id, **committed.row})
             return state
 
+    async def resumed(self, round: int, kind: Work) -> Journal | None:
+        """Return the attempt at secure aggregation that was under way when the coordinator ended, if any."""
+        if self.run.spec.encryption.updates != "secagg":
+            return None
+        return await self.coordinator.calculate(self.coordinator.journals.resume, self.run.id, round, kind)
+
     def plans(self, ref: Ref, ready: Sequence[str], state: State) -> list[Plan]:
         """Plan a round of training, and beside it, where the aggregator asks, one on the evaluator's data."""
-        spec = self.run.spec
-        clients = self.cohort(ref, ready, state.memory)
-        population = len(self.clients.keys() | set(ready))
-        clip = clip_norm(self.strategy.privacy, state.vectors)
-        plan = train_plan(self.strategy, spec, self.run.layout, ref, clients, population, clip)
+        plan = self.plan(ref, self.cohort(ref, ready, state.memory), ready, state)
         if not self.rooted:
             return [plan]
         root, trusted = replace(ref, kind="root"), tuple(self.evaluators()[:1])
         return [plan, replace(plan, ref=root, cohort=trusted, goal=1, minimum=1)]
+
+    def plan(self, ref: Ref, clients: tuple[str, ...], ready: Sequence[str], state: State) -> Plan:
+        """Plan a round of training for a cohort that was drawn among those who were ready."""
+        population = len(self.clients.keys() | set(ready))
+        clip = clip_norm(self.strategy.privacy, state.vectors)
+        return train_plan(self.strategy, self.run.spec, self.run.layout, ref, clients, population, clip)
 
     def cohort(self, ref: Ref, ready: Sequence[str], memory: Memory) -> tuple[str, ...]:
         """Draw a cohort; a private one by the operating system's randomness, since who is in it is secret."""
@@ -221,16 +243,16 @@ class Driver:
         """Return 256 new bits that nothing else knows or keeps; None where the run promises no privacy."""
         return None if self.strategy.privacy == OFF else secrets.randbits(256)
 
-    def lacks(self, live: LiveRound, *root: LiveRound) -> str:
+    def lacks(self, live: Live, *root: Live) -> str:
         """Return what an attempt lacks to make a round, "" where it lacks nothing."""
-        if not live.round.sufficient:
-            return f"{len(live.round.folded)} updates"
+        if live.lacks:
+            return live.lacks
         said = [verdict.reason for trusted in root for verdict in trusted.round.verdicts.values()]
         enough = all(trusted.round.sufficient for trusted in root)
         return "" if enough else f"no update from the evaluator: {said[0] or 'it was late'}"
 
     def close(
-        self, live: LiveRound, root: list[LiveRound], state: State, ready: Sequence[str]
+        self, live: Live, root: list[Live], state: State, ready: Sequence[str]
     ) -> tuple[State, Committed, dict[str, Known]]:
         """Aggregate a closed round into a new parameter blob (on the compute thread)."""
         blobs, spec = self.coordinator.blobs, self.run.spec
@@ -242,12 +264,23 @@ class Driver:
         blob = blobs.adopt(path)
         vectors = blobs.save_state(after.vectors)
         row = {"round": after.round, **tally(live.round)}
-        if self.spent:
-            row["epsilon"] = self.spent[after.round - 1]
         committed = Committed(after.round, blob.sha256, model or blob.sha256, vectors, row)
         return after, committed, self.news(live, after.memory, ready)
 
-    def news(self, live: LiveRound, memory: Memory, ready: Sequence[str]) -> dict[str, Known]:
+    def skip(
+        self, live: Live, root: list[Live], state: State, ready: Sequence[str]
+    ) -> tuple[State, Committed, dict[str, Known]]:
+        """Leave out a round that clients would not enter again: the model stays (on the compute thread)."""
+        blobs, number = self.coordinator.blobs, state.round + 1
+        blobs.hold(self.address)
+        refused = sum(verdict.status == "refused" for verdict in live.round.verdicts.values())
+        row: dict[str, float] = {"round": number, "skipped": 1, "folded": 0, "refused": refused}
+        vectors = blobs.save_state(state.vectors)
+        committed = Committed(number, self.address, self.model.sha256, vectors, row)
+        log.warning("round skipped", extra={"ref": live.plan.ref, "reason": live.lacks})
+        return replace(state, round=number), committed, self.news(live, state.memory, ready)
+
+    def news(self, live: Live, memory: Memory, ready: Sequence[str]) -> dict[str, Known]:
         """Return what a round changes in what is known of clients."""
         ref, folded, news = live.plan.ref, set(live.round.folded), dict[str, Known]()
         for client in self.clients.keys() | set(ready):
@@ -275,9 +308,12 @@ class Driver:
     async def evaluate(self, number: int) -> None:
         """Test the new model where the spec says."""
         spec, ref = self.run.spec, Ref(self.run.id, number, 0, "evaluate")
+        journal = await self.resumed(number, "evaluate")
         if spec.evaluation.where == "holdout":
-            ready = self.evaluators()[:1]
+            ready: Sequence[str] = self.evaluators()[:1]
             clients = tuple(ready)
+        elif journal:
+            clients, ready = journal.opening.cohort, journal.opening.ready
         else:
             ready = await self.gather()
             clients = self.cohort(ref, ready, {})
@@ -285,18 +321,24 @@ class Driver:
         if not clients and not secret:  # a secret cohort may be empty, and nobody may know
             log.warning("no evaluator is connected; this round is not evaluated", extra={"ref": ref})
             return
-        (live,) = await self.play(ready, evaluate_plan(spec, ref, clients, self.run.metrics))
+        (live,) = await self.play(ready, evaluate_plan(spec, ref, clients, self.run.metrics), journal=journal)
         self.tell(lambda _: True)
+        if live.lacks:
+            log.warning("this round is not evaluated", extra={"ref": ref, "reason": live.lacks})
+            return
         privacy = OFF if spec.evaluation.where == "holdout" else self.strategy.privacy
         means = metrics(live.round, privacy, self.entropy())
         await self.coordinator.write(self.coordinator.store.add_metrics, self.run.id, number, means)
         self.committed[-1].row.update(means)
 
-    async def play(self, ready: Sequence[str], *plans: Plan) -> list[LiveRound]:
+    async def play(
+        self, ready: Sequence[str], *plans: Plan, journal: Journal | None = None, certificate: bytes = b""
+    ) -> list[Live]:
         """Play one attempt from assignments to close; more than one plan goes on side by side.
 
         ready: those among whom a cohort was drawn. One that is secret keeps all of them from other runs,
-        which would otherwise see, by whom they can have, who is in it.
+        which would otherwise see, by whom they can have, who is in it. journal, certificate: of secure
+        aggregation, an attempt to go on with, and why another one may follow those before.
         """
         coordinator, ref = self.coordinator, plans[0].ref
         cohorts = [client for plan in plans for client in plan.cohort]
@@ -304,21 +346,16 @@ class Driver:
         coordinator.registry.lease(ref.run, ready if plans[0].timed else cohorts)
         self.say(f"round {ref.round}: {ref.kind} with {_size(plans[0])} clients")
         try:
-            return await asyncio.gather(*map(self._play, plans))
+            return await asyncio.gather(*(self._play(plan, ready, journal, certificate) for plan in plans))
         finally:
             coordinator.registry.release(ref.run)
 
-    async def _play(self, plan: Plan) -> LiveRound:
-        coordinator = self.coordinator
-        live = await coordinator.calculate(
-            LiveRound,
-            plan,
-            self.run.layout,
-            coordinator.registry,
-            coordinator.compute,
-            coordinator.spool,
-            self.assignment(plan),
-        )
+    async def _play(
+        self, plan: Plan, ready: Sequence[str], journal: Journal | None, certificate: bytes
+    ) -> Live:
+        coordinator, assign = self.coordinator, self.assignment(plan)
+        opening = Opening(plan.ref, plan.cohort, tuple(ready), certificate)
+        live = await coordinator.calculate(open_round, coordinator, self.run, plan, assign, opening, journal)
         self.untold.append(live)
         coordinator.live[plan.ref] = live
         try:
@@ -327,25 +364,15 @@ class Driver:
             del coordinator.live[plan.ref]
         return live
 
-    def assignment(self, plan: Plan) -> Callable[[str, float], Assignment]:
+    def assignment(self, plan: Plan) -> Assign:
         """Return what makes a client's assignment of the plan, given the seconds that are left."""
         run, blob = self.run, Blob(self.address, self.run.layout.blob_size(self.extra))
 
         def make(client: str, left: float) -> Assignment:
             known = self.clients.get(client, Known())
             folded = Ref(run.id, known.round, known.attempt, "train") if known.round else None
-            return Assignment(
-                plan.ref,
-                run.task,
-                run.digest,
-                run.spec,
-                run.layout.digest,
-                blob,
-                _size(plan),
-                left,
-                folded,
-                plan.clip,
-            )
+            what, size = (run.task, run.digest, run.spec, run.layout.digest, blob), _size(plan)
+            return Assignment(plan.ref, *what, size, left, folded, plan.clip)
 
         return make
 

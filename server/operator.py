@@ -69,7 +69,7 @@ class OperatorService(OperatorServicer):
         await require(context, "operator")
         async with refusing(context):
             driver = self.driver(request)
-        await driver.stop()
+        await asyncio.shield(driver.stop())  # begun, it is finished, whatever becomes of the caller
         return describe(driver)
 
     async def Fetch(self, request: pb.RunName, context: Context) -> AsyncIterator[pb.Chunk]:

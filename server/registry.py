@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fedcore.messages import Assignment, Hello, Outcome
+from fedcore.messages import Assignment, Hello, Outcome, Secure
 
 log = logging.getLogger("fedcore.server")
+
+Push = Assignment | Outcome | Secure
 
 
 @dataclass(eq=False)
@@ -17,7 +19,7 @@ class Session:
 
     client: str
     hello: Hello
-    outbox: asyncio.Queue[Assignment | Outcome | None] = field(default_factory=asyncio.Queue)
+    outbox: asyncio.Queue[Push | None] = field(default_factory=asyncio.Queue)
 
 
 class Signal:
@@ -100,7 +102,7 @@ class Registry:
         self.leases = {client: owner for client, owner in self.leases.items() if owner != run}
         self.changed.send()
 
-    def send(self, client: str, message: Assignment | Outcome) -> bool:
+    def send(self, client: str, message: Push) -> bool:
         """Push a message to a client; return False where it is not connected."""
         session = self.sessions.get(client)
         if session is None:

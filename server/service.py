@@ -8,15 +8,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from fedcore.crypto.tls import Context, require
 from fedcore.errors import FedcoreError, ProtocolError, UpdateRefused
-from fedcore.messages import Accept, Blob, Decline, Hello, Plan, UploadHead
+from fedcore.messages import Accept, Blob, Decline, Hello, Secure, UploadHead
 from fedcore.server.blobs import Blobs
 from fedcore.server.coordinator import Coordinator
-from fedcore.server.live import LiveRound
-from fedcore.server.registry import Session
+from fedcore.server.opening import Live
+from fedcore.server.registry import Push, Session
 from fedcore.wire import codec, grpc
 from fedcore.wire.chunks import Incoming, receive, stream
 from fedcore.wire.codec import to_wire
@@ -65,7 +64,7 @@ class AgentService(CoordinatorServicer):
             listener = asyncio.create_task(self._listen(session, requests))
             try:
                 while (message := await session.outbox.get()) is not None:
-                    yield to_wire(message)
+                    yield pushed(message)
             finally:
                 self.coordinator.disconnect(session)
                 if not listener.done():
@@ -94,6 +93,8 @@ class AgentService(CoordinatorServicer):
                         self.coordinator.decline(ref, session.client, reason)
                     case Accept(ref):
                         self.coordinator.accept(ref, session.client)
+                    case Secure(ref, content):
+                        self.coordinator.hear(ref, session.client, content)
                     case Hello():
                         raise ProtocolError("the stream has one hello")
         finally:
@@ -127,44 +128,37 @@ class AgentService(CoordinatorServicer):
                 raise ProtocolError("an upload begins with its header")
             head = codec.upload_head(first)
             live = self.coordinator.round_of(head.ref)
-            check_head(live.plan, head)
-            live.take(name.name)
+            path = live.take(name.name, head)
             started = time.perf_counter()
             try:
-                path = await self._receive(live, head, parts)
-            except BaseException:
+                await self._receive(live, head, path, parts)
+                await live.accept(name.name, head, path)
+            except BaseException as error:
                 live.drop(name.name)
+                if isinstance(error, FileNotFoundError):  # the attempt's folder went while this came
+                    raise UpdateRefused(f"{head.ref} is over") from error
                 raise
-            live.accept(name.name, head, path)
             extra = {"client": name.name, "ref": head.ref, **_moved(head.payload, started)}
             log.info("update received", extra=extra)
         return pb.Receipt(ref=to_wire(head.ref))
 
-    async def _receive(self, live: LiveRound, head: UploadHead, parts: AsyncIterator[pb.UploadPart]) -> Path:
-        """Return the payload of an upload as a file; raises where it is wrong or too late."""
-        path = live.spool / uuid4().hex
+    async def _receive(
+        self, live: Live, head: UploadHead, path: Path, parts: AsyncIterator[pb.UploadPart]
+    ) -> None:
+        """Write the payload of an upload to a file; raises where it is wrong or too late."""
         try:
             async with asyncio.timeout(live.left):
                 await receive_file(path, head.payload, parts)
         except TimeoutError as error:
             raise UpdateRefused(f"the deadline of {head.ref} has passed") from error
-        if live.round.closed:
+        if live.closed:
             await asyncio.to_thread(path.unlink)
             raise UpdateRefused(f"{head.ref} has closed")
-        return path
 
 
-def check_head(plan: Plan, head: UploadHead) -> None:
-    """Raise ProtocolError unless an upload has the plan's vectors and exactly their bytes.
-
-    So nobody can send more than a round asks for, before the first byte of it is taken.
-    """
-    expected = {name: spec.length for name, spec in plan.vectors.items()}
-    if dict(head.vectors) != expected:
-        raise ProtocolError(f"the update has vectors {dict(head.vectors)}, expected {expected}")
-    size = sum(spec.length * spec.dtype.itemsize for spec in plan.vectors.values())
-    if head.payload.size != size:
-        raise ProtocolError(f"the payload has {head.payload.size} bytes, expected {size}")
+def pushed(message: Push) -> pb.ToAgent:
+    """Return what goes to an agent on its stream."""
+    return pb.ToAgent(secure=to_wire(message)) if isinstance(message, Secure) else to_wire(message)
 
 
 async def receive_file(path: Path, blob: Blob, parts: AsyncIterator[Any]) -> None:

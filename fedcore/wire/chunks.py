@@ -91,7 +91,8 @@ class Incoming:
 
     def abandon(self) -> None:
         """Remove what has arrived, even where it is complete."""
-        self.file.close()
+        if "file" in vars(self):  # otherwise nothing has
+            self.file.close()
         self.part.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 

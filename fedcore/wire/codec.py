@@ -22,6 +22,7 @@ from fedcore.messages import (
     Hello,
     Outcome,
     Ref,
+    Secure,
     Submission,
     UploadHead,
     Verdict,
@@ -29,11 +30,14 @@ from fedcore.messages import (
 from fedcore.metrics import MAX_METRICS
 from fedcore.spec import RunSpec
 from fedcore.wire.v1 import coordinator_pb2 as pb
+from fedcore.wire.v1.authority_pb2 import Signed
 
 VERSION = 1
 MAX_TEXT = 1024  # characters of a reason
 MAX_SPEC = 256 * 1024
 MAX_LAYOUT = 3 * 2**20  # under the 4 MiB that gRPC takes as one message
+MAX_SECURE = 3 * 2**20  # bytes of a message or certificate of secure aggregation
+MAX_KEY = 16 * 1024  # bytes of a signed key, with the certificates of its signer
 MAX_TASKS = 256
 MAX_PARTS = 64  # vectors or scalars of an update
 MAX_PENDING = 8  # pieces of work whose outcome an agent has not heard, one a run
@@ -94,8 +98,16 @@ def _(assignment: Assignment) -> pb.ToAgent:
             deadline=assignment.deadline,
             folded=to_wire(assignment.folded) if assignment.folded else None,
             clip=assignment.clip,
+            key=Signed.FromString(assignment.key) if assignment.key else None,
+            certificate=assignment.certificate,
         )
     )
+
+
+@to_wire.register
+def _(secure: Secure) -> pb.Secure:
+    """Return what both sides put into a message of their stream, as its `secure`."""
+    return pb.Secure(ref=to_wire(secure.ref), message=secure.message)
 
 
 @to_wire.register
@@ -137,7 +149,7 @@ def blob_from_wire(message: pb.Blob) -> Blob:
     return Blob(_sha256(message.sha256, "blob"), message.size)
 
 
-def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline:
+def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline | Secure:
     """Return what an agent says on its stream."""
     if message.HasField("hello"):
         hello = message.hello
@@ -158,10 +170,12 @@ def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline:
         return Decline(ref_from_wire(message.decline.ref), message.decline.reason[:MAX_TEXT])
     if message.HasField("accept"):
         return Accept(ref_from_wire(message.accept.ref))
+    if message.HasField("secure"):
+        return _secure(message.secure)
     raise ProtocolError("the agent's message is empty or of a newer version")
 
 
-def to_agent(message: pb.ToAgent) -> Assignment | Outcome | None:
+def to_agent(message: pb.ToAgent) -> Assignment | Outcome | Secure | None:
     """Return what a coordinator says on an agent's stream; None for its welcome."""
     if message.HasField("welcome"):
         return None
@@ -188,7 +202,11 @@ def to_agent(message: pb.ToAgent) -> Assignment | Outcome | None:
             deadline=work.deadline,
             folded=ref_from_wire(work.folded) if work.HasField("folded") else None,
             clip=work.clip,
+            key=_bounded(work.key.SerializeToString(), MAX_KEY, "the aggregator's key"),
+            certificate=_bounded(work.certificate, MAX_SECURE, "the certificate of another attempt"),
         )
+    if message.HasField("secure"):
+        return _secure(message.secure)
     raise ProtocolError("the coordinator's message is empty or of a newer version")
 
 
@@ -225,6 +243,17 @@ def submission(message: pb.SubmitPart) -> Submission:
         metrics=metrics,
         parameters=blob_from_wire(header.parameters),
     )
+
+
+def _secure(message: pb.Secure) -> Secure:
+    ref = ref_from_wire(message.ref)
+    return Secure(ref, _bounded(message.message, MAX_SECURE, f"a message of {ref}"))
+
+
+def _bounded(content: bytes, most: int, what: str) -> bytes:
+    if len(content) > most:
+        raise ProtocolError(f"{what} has {len(content)} bytes; at most {most} are taken")
+    return content
 
 
 def _name(text: str, what: str) -> str:

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,18 @@ from fedcore.crypto.identity import Identity
 from fedcore.crypto.names import Name
 from fedcore.crypto.tls import Context, require, server_credentials
 from fedcore.layout import Entry, Layout
-from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, Ref, UploadHead, Verdict
+from fedcore.messages import (
+    Accept,
+    Assignment,
+    Blob,
+    Decline,
+    Hello,
+    Outcome,
+    Ref,
+    Secure,
+    UploadHead,
+    Verdict,
+)
 from fedcore.server.authority import Authority
 from fedcore.spec import RunSpec
 from fedcore.wire import codec, grpc
@@ -91,13 +102,16 @@ class Trainer:
             os.kill(os.getpid(), 9)
         if ref.round == 105:
             raise ValueError("torch is here") if "torch" in sys.modules else ValueError("no torch here")
-        update = Update({"delta": self.received + ref.round}, {"weight": float(len(examples))})
-        return update, {"rounds": total}
+        count = float(len(examples))
+        delta = self.received + ref.round if ref.round < 106 else self.received * np.nan
+        scalars = {"weight": count, "loss": 2 * count, "count": count}
+        return Update({"delta": delta}, scalars), {"rounds": total}
 
     def evaluate(self, examples, kept):
         with Path("kept.txt").open("a") as log:
             log.write(f"evaluate:{kept['rounds'][0] if kept else 0:.0f} ")
-        return Update({}, {"count": float(len(examples))})
+        count = float(len(examples))
+        return Update({}, {"loss": 2 * count, "accuracy": count, "count": count})
 '''
 
 
@@ -110,6 +124,7 @@ class FakeCoordinator(CoordinatorServicer):
     hellos: "asyncio.Queue[Hello]" = field(default_factory=asyncio.Queue)
     declines: "asyncio.Queue[Decline]" = field(default_factory=asyncio.Queue)
     accepts: "asyncio.Queue[Accept]" = field(default_factory=asyncio.Queue)
+    secures: "asyncio.Queue[Secure]" = field(default_factory=asyncio.Queue)
     uploads: "asyncio.Queue[tuple[UploadHead, bytes]]" = field(default_factory=asyncio.Queue)
     outbox: "asyncio.Queue[pb.ToAgent | None]" = field(default_factory=asyncio.Queue)
     refusal: tuple[grpc.StatusCode, str] | None = None  # of the next calls, until it is taken away
@@ -126,6 +141,7 @@ class FakeCoordinator(CoordinatorServicer):
             await context.abort(*self.refusal)
         hello = codec.from_agent(await anext(requests))
         assert isinstance(hello, Hello)
+        self.hang_up()  # as the registry ends the older of two streams
         self.outbox = asyncio.Queue()
         yield pb.ToAgent(welcome=pb.Welcome(coordinator="fake"))
         listener = asyncio.create_task(self.listen(requests))
@@ -141,6 +157,8 @@ class FakeCoordinator(CoordinatorServicer):
                     self.declines.put_nowait(decline)
                 case Accept() as accept:
                     self.accepts.put_nowait(accept)
+                case Secure() as secure:
+                    self.secures.put_nowait(secure)
 
     async def Download(self, request: pb.Blob, context: Context) -> AsyncIterator[pb.Chunk]:
         self.fetched.append(request.sha256)
@@ -159,8 +177,9 @@ class FakeCoordinator(CoordinatorServicer):
         await self.permits.wait()
         return pb.Receipt(ref=to_wire(head.ref))
 
-    def push(self, message: Assignment | Outcome) -> None:
-        self.outbox.put_nowait(to_wire(message))
+    def push(self, message: Assignment | Outcome | Secure) -> None:
+        wire = to_wire(message)
+        self.outbox.put_nowait(pb.ToAgent(secure=wire) if isinstance(message, Secure) else wire)
 
     def hang_up(self) -> None:
         self.outbox.put_nowait(None)
@@ -182,7 +201,9 @@ class FakeCoordinator(CoordinatorServicer):
             "cohort": 2,
             "deadline": 30.0,
         }
-        return Assignment(**{**fields, **changes})
+        work = Assignment(**{**fields, **changes})
+        open_ = work.spec.encryption.updates == "auto"  # which an operator's command would have resolved
+        return replace(work, spec=work.spec.with_("encryption.updates=tls")) if open_ else work
 
     def outcome(self, ref: Ref, status: Any = "folded", reason: str = "") -> None:
         self.push(Outcome(ref, Verdict(status, reason)))
@@ -195,6 +216,7 @@ class Federation:
     folder: Path
     authority: Authority
     address: str = ""
+    layout: Layout = LAYOUT
 
     def identity(self, role: Any, name: str) -> Identity:
         return self.authority.new_identity(Name("fed", role, name))
@@ -203,7 +225,8 @@ class Federation:
     async def coordinator(self, port: int = 0, role: str = "coordinator") -> AsyncIterator[FakeCoordinator]:
         fake, server = FakeCoordinator(), grpc.aio.server()
         add_CoordinatorServicer_to_server(fake, server)
-        credentials = server_credentials(self.identity(role, "main"))
+        identity = self.identity(role, "main")
+        credentials = server_credentials(lambda: identity)
         port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
         self.address = f"127.0.0.1:{port}"
         await server.start()

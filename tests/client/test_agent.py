@@ -41,13 +41,13 @@ def test_a_round_and_its_outcome(federation: Federation) -> None:
                 work = fake.assignment(number, hello.tasks["Moody"])
                 fake.push(work)
                 head, data = await soon(fake.uploads.get())
-                assert head.ref == work.ref and head.scalars == {"weight": 5.0}
+                assert head.ref == work.ref and head.scalars == {"weight": 5.0, "loss": 10.0, "count": 5.0}
                 assert head.vectors == (("delta", 4),) and numbers(data) == [2.0 * number] * 4
                 fake.outcome(work.ref)
             evaluation = fake.assignment(3, hello.tasks["Moody"], kind="evaluate")
             fake.push(evaluation)
             head, data = await soon(fake.uploads.get())
-            assert head.vectors == () and data == b"" and head.scalars == {"count": 0.0}
+            assert head.vectors == () and data == b"" and head.scalars["count"] == 0.0
             assert fake.fetched == [fake.assignment(n, "").parameters.sha256 for n in (1, 2, 3)]
             fake.outcome(evaluation.ref, "late", "too late")
             await federation.until(lambda: ("run/3.0/evaluate", "late") in federation.journal())
@@ -316,7 +316,7 @@ def test_an_evaluator_tests_on_the_holdout(federation: Federation) -> None:
             hello = await soon(fake.hellos.get())
             assert hello.evaluator
             fake.push(fake.assignment(1, hello.tasks["Moody"], kind="evaluate"))
-            assert (await soon(fake.uploads.get()))[0].scalars == {"count": 7.0}
+            assert (await soon(fake.uploads.get()))[0].scalars["count"] == 7.0
 
     asyncio.run(run())
     assert federation.lines("loaded.txt") == []

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tomli_w
 
+from fedcore.client import check as checking
 from fedcore.client.check import MAX_LABELS, check, labels
-from fedcore.client.config import Config
+from fedcore.client.config import Config, Terms
 from fedcore.client.examples import ArrayExamples
 from fedcore.data import Split, digits, save_split
 from fedcore.errors import ConfigError, DataError, TaskError
@@ -57,9 +58,25 @@ def test_it_loads_the_data_trains_a_step_and_contacts_nobody(tmp_path: Path) -> 
     assert report["seconds_step"] > 0 and report["memory_mb"] > 10
 
 
+@pytest.mark.parametrize(
+    ("policy", "readers"),
+    [
+        ({}, "the coordinator, which may also keep it"),
+        ({"encryption": "sealed"}, "the coordinator, in its memory alone until the round closes"),
+        ({"encryption": "secagg"}, "nobody; the coordinator sees sums over 3 clients or more"),
+        (
+            {"encryption": "secagg", "smallest_cohort": 8},
+            "nobody; the coordinator sees sums over 8 clients or more",
+        ),
+    ],
+)
+def test_it_says_who_may_read_an_update_at_worst(policy: dict[str, Any], readers: str) -> None:
+    assert checking.readers(Terms.model_validate(policy)) == readers
+
+
 def test_an_evaluator_tests_a_batch_of_its_holdout(federation: Federation) -> None:
     (report,) = check(Config.load(federation.agent_folder(evaluator=True)), None, "judge")
-    assert (report.train, report.test, report.sends, report.scalars) == (0, 7, [], {"count": 7.0})
+    assert (report.train, report.test, report.sends, report.scalars["count"]) == (0, 7, [], 7.0)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from fedcore.crypto.names import Name
 from fedcore.errors import UpdateRefused
 from fedcore.messages import Assignment, Blob, Ref
 from fedcore.privacy.account import Claim
+from fedcore.privacy.discrete import Skellam
 from fedcore.privacy.events import Gaussian
-from fedcore.spec import Encryption, RunSpec
+from fedcore.spec import RunSpec
 
 TEXT = '[tasks]\nDigits = "tasks:Digits"\n[policy]\nsmallest_cohort = 3\nencryption = "tls"\n'
 DIGEST = "a" * 64
@@ -37,7 +38,8 @@ def assignment(
     clip: float = 0.0,
 ) -> Assignment:
     ref, blob = Ref("run", round, 0, kind), Blob("b" * 64, 4)
-    return Assignment(ref, task, digest, spec or RunSpec(), "c" * 64, blob, cohort, 60.0, clip=clip)
+    spec = spec or RunSpec().with_("encryption.updates=tls")
+    return Assignment(ref, task, digest, spec, "c" * 64, blob, cohort, 60.0, clip=clip)
 
 
 def test_what_keeps_to_every_rule_is_allowed() -> None:
@@ -73,13 +75,50 @@ def test_a_cohort_is_large_enough_or_not(smallest: int, cohort: int) -> None:
 @pytest.mark.parametrize("given", STRENGTHS)
 @pytest.mark.parametrize("demanded", STRENGTHS)
 def test_weaker_encryption_than_demanded_is_refused(given: Any, demanded: Any) -> None:
-    spec = RunSpec(encryption=Encryption.model_construct(updates=given))
+    spec = RunSpec().with_(f"encryption.updates={given}")
     judge, work = policy(encryption=demanded).judge, assignment(spec=spec)
     if STRENGTHS.index(given) >= STRENGTHS.index(demanded):
         judge(work)
     else:
         with pytest.raises(UpdateRefused, match=f"^agent.toml:5: policy.encryption: .*at least '{demanded}'"):
             judge(work)
+
+
+@pytest.mark.parametrize(
+    ("terms", "sets", "reason"),
+    [
+        (
+            {"smallest_cohort": 5},
+            ["encryption.updates=secagg", "cohort.size=9", "cohort.minimum=4"],
+            "^agent.toml:4: policy.smallest_cohort: a sum may be over 4 clients, expected at least 5$",
+        ),
+        (
+            {"corrupt": 0.3},
+            ["encryption.updates=secagg", "encryption.corrupt=0.25"],
+            r"^agent.toml:3: policy.corrupt: the run holds while 0.25 of its clients collude, .* least 0.3$",
+        ),
+        (
+            {"largest_weight": 1000},
+            ["encryption.updates=tls", "limits.weight=1001"],
+            "^agent.toml:3: policy.largest_weight: a client may count for 1001 examples, .* at most 1000$",
+        ),
+    ],
+)
+def test_what_the_owner_asks_of_a_sum(terms: dict[str, Any], sets: list[str], reason: str) -> None:
+    work = assignment(spec=RunSpec().with_(*sets), cohort=9)
+    with pytest.raises(UpdateRefused, match=reason):
+        policy(**terms).judge(work)
+    policy().judge(work)
+
+
+def test_a_run_that_leaves_open_how_updates_travel_is_refused() -> None:
+    with pytest.raises(UpdateRefused, match='"auto" does not say how updates travel'):
+        policy().judge(assignment(spec=RunSpec()))
+
+
+def test_corruption_and_the_smallest_sum_are_judged_where_there_are_sums_alone() -> None:
+    spec = RunSpec().with_("encryption.updates=sealed", "encryption.corrupt=0", "cohort.minimum=1")
+    policy(corrupt=0.3, smallest_cohort=9).judge(assignment(spec=spec, cohort=9))
 
 
 # --- when work may begin
@@ -133,6 +172,7 @@ def test_training_begins_so_often_a_day(tmp_path: Path) -> None:
 
 LEDGER = {"path": "a.ledger", "dataset": "clinic-a", "epsilon": 8.0}
 EXAMPLE = {"level": "example", "noise_multiplier": 1.0, "sampling_rate": 0.01}
+DISTRIBUTED = {"level": "distributed", "noise_multiplier": 2.0}
 CLIENT = {"level": "client", "noise_multiplier": 1.0, "population": 100}
 NAME = Name("fed", "client", "hospital-1")
 
@@ -161,6 +201,21 @@ def test_where_the_coordinator_makes_the_noise_the_whole_run_is_claimed_once() -
     asked = claim(CLIENT, unit="client", accept_trusted=True)
     assert asked and asked.history == asked.whole == (Gaussian(1.0, 0.1, 5),)
     assert asked.once and (asked.unit, asked.trust) == ("client", "trusted")
+
+
+@pytest.mark.parametrize("updates", ["tls", "sealed", "secagg"])
+def test_a_part_of_the_noise_is_never_seen_by_itself(updates: str) -> None:
+    spec = RunSpec.parse({"encryption": {"updates": updates}, "privacy": DISTRIBUTED})
+    if updates == "secagg":
+        return policy(encryption="tls").judge(assignment(spec=spec))
+    with pytest.raises(UpdateRefused, match=r"policy.encryption: .* a part of the noise only, .* 'secagg'$"):
+        policy(encryption="tls").judge(assignment(spec=spec))
+
+
+def test_noise_that_clients_make_together_is_claimed_by_participation() -> None:
+    asked = claim(DISTRIBUTED, unit="client")
+    assert asked and (asked.history, asked.whole) == ((Skellam(2.0),), (Skellam(2.0, 5),))
+    assert not asked.once and (asked.unit, asked.trust) == ("client", "distributed")
 
 
 def test_an_offer_claims_the_whole_run_and_only_the_median_may_move_the_clip_norm() -> None:

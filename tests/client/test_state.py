@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcore.client.state import CACHED, JOURNAL_BYTES, JOURNAL_ROWS, State
+from fedcore.client.state import CACHED, JOURNAL_BYTES, JOURNAL_ROWS, Finished, State
 from fedcore.errors import ConfigError
 from fedcore.messages import Blob, Ref, UploadHead
 
@@ -65,8 +65,12 @@ def test_a_spooled_head_comes_back_as_it_was(
     state = State(tmp_path_factory.mktemp("state"))
     (state.folder / "spool").mkdir()
     head = UploadHead(REF, scalars, tuple(vectors), Blob("a" * 64, 7))
-    state.spool(head)
-    assert state.spooled(REF) == head
+    for update in (Finished(head, "these"), Finished(head, "those", words=(32, 4, 3))):
+        state.spool(update)
+        assert state.spooled(REF) == update
+    state.payload(REF).touch()
+    state.unspool(REF)
+    assert state.spooled(REF) is None and state.payload(REF).exists()
 
 
 def test_a_payload_without_a_head_is_no_update(state: State) -> None:
@@ -78,7 +82,7 @@ def test_dropping_others_keeps_one(state: State) -> None:
     others = [Ref("run-1", 2, 0, "train"), Ref("run-1", 3, 0, "train"), Ref("run-2", 3, 1, "evaluate")]
     for ref in (REF, *others):
         state.payload(ref).write_bytes(b"numbers")
-        state.spool(UploadHead(ref, {}, (), Blob("a" * 64, 7)))
+        state.spool(Finished(UploadHead(ref, {}, (), Blob("a" * 64, 7)), "these"))
     state.drop_others(REF)
     assert state.spooled(REF) is not None and state.payload(REF).exists()
     assert [state.spooled(ref) for ref in others] == [None] * 3

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,23 @@ from fedcore.client.kept import load_kept, save_kept
 from fedcore.client.process import WorkerProcess, WorkFailed
 from fedcore.client.training import Kept, trainer_for
 from fedcore.client.worker import Job, read, write
+from fedcore.crypto import hpke
 from fedcore.data import save_split
 from fedcore.errors import UpdateRefused
 from fedcore.layout import Entry, Layout
 from fedcore.messages import Ref, Update
+from fedcore.privacy.distributed import decode
 from fedcore.simulations.answers import ClientStates
 from fedcore.simulations.population import Population
 from fedcore.simulations.run import threads
 from fedcore.simulations.sequential import Sequential
 from fedcore.spec import RunSpec
 from fedcore.strategies import from_table
-from fedcore.strategies.rounds import train_plan
+from fedcore.strategies.rounds import evaluate_plan, train_plan
+from fedcore.strategies.terms import check
+from fedcore.strategies.words import encoded
 from fedcore.tasks import Digits
+from fedcore.wire import sealing
 
 Federation = Any  # of conftest, which importlib mode cannot import
 COMMAND = [sys.executable, "-P", "-m", "fedcore.client.worker"]
@@ -66,6 +73,10 @@ def order(folder: Path, **changes: Any) -> dict[str, Any]:
         "keep": str(folder / "keep"),
         "out": str(folder / "out"),
         "clip": 0.0,
+        "cohort": 2,
+        "encryption": "tls",
+        "public": "",
+        "bound": "",
     }
     return {**fields, **changes}
 
@@ -127,6 +138,71 @@ def test_it_trains_as_the_simulation_does(tmp_path: Path, strategy: str) -> None
     assert set(kept) == set(composed.algorithm.keeps)
 
 
+def asked(federation: Federation, kind: str, **changes: Any) -> tuple[dict[str, Any], bytes]:
+    """Have Moody work, and return the head and the payload."""
+    work = {"ref": ["run", 5, 0, kind], "evaluator": kind != "train", **changes}
+    done = ask(moody(federation), **order(federation.folder, **work))
+    return done, (federation.folder / "out").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["root", "evaluate"])
+def test_a_sealed_update_opens_to_what_would_have_been_sent(federation: Federation, kind: str) -> None:
+    key, bound = hpke.new_key(), b"this attempt"
+    public = hpke.public_bytes(key)
+    plain, payload = asked(federation, kind)
+    head, sealed = asked(federation, kind, encryption="sealed", public=public.hex(), bound=bound.hex())
+    assert (head["vectors"], head["scalars"]) == ([], {})
+    assert len(sealed) == head["size"] == len(payload) + 8 * len(plain["scalars"]) + hpke.OVERHEAD
+    numbers = np.array(
+        [plain["scalars"][name] for name in sorted(plain["scalars"], key=order_of(kind).index)]
+    )
+    assert sealing.unseal(key, sealed, bound) == numbers.tobytes() + payload
+    with pytest.raises(UpdateRefused):
+        sealing.unseal(key, sealed, b"another attempt")
+
+
+def order_of(kind: str) -> list[str]:
+    """Return the scalars of Moody's plans, in their order."""
+    return ["loss", "accuracy", "count"] if kind == "evaluate" else ["weight", "loss", "count"]
+
+
+@pytest.mark.parametrize("sets", [(), ("encryption.encoding=q32", "limits.norm=9.0")])
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_words_are_those_of_the_coordinators_plan(
+    federation: Federation, kind: Any, sets: tuple[str, ...]
+) -> None:
+    """Who is in the cohort changes nothing; how many are changes the words."""
+    spec = RunSpec().with_("encryption.updates=secagg", "encryption.encoding=exact", *sets)
+    layout, ref = Layout((Entry("w", (4,), "float32", "shared"),)), Ref("run", 5, 0, kind)
+    plain, payload = asked(federation, kind)
+    vectors = {"delta": np.frombuffer(payload, "<f4")} if payload else {}
+    for cohort in (5, 9):
+        clients = tuple(f"clinic-{i}" for i in range(cohort))
+        plan = evaluate_plan(spec, ref, clients, ("loss", "accuracy"))
+        if kind == "train":
+            plan = train_plan(from_table(spec.strategy), spec, layout, ref, clients, 20)
+        message = {"spec": spec.model_dump_json(), "encryption": "secagg", "cohort": cohort}
+        head, words = asked(federation, kind, **message)
+        file = BytesIO()
+        encoded(plan, Update(vectors, plain["scalars"])).write(file)
+        assert words == file.getvalue() and head["size"] == plan.payload
+        assert head["words"] == [8 * plan.word.itemsize, plan.narrow, plan.wide]
+        assert plan.narrow == (4 if sets and kind == "train" else 0)
+        assert (head["vectors"], head["scalars"]) == ([], {})
+
+
+@pytest.mark.parametrize("encryption", ["sealed", "secagg"])
+def test_what_is_wrong_with_an_update_stays_on_the_device(federation: Federation, encryption: str) -> None:
+    with pytest.raises(WorkFailed, match=r"delta has a coordinate that is not finite") as refused:
+        asked(federation, "train", ref=["run", 106, 0, "train"], encryption=encryption)
+    assert "delta" not in refused.value.public
+
+
+def test_a_cohort_larger_than_the_run_asks_is_refused(federation: Federation) -> None:
+    with pytest.raises(UpdateRefused, match="is said to have 11 clients; the run asks 10 at most"):
+        asked(federation, "train", encryption="secagg", cohort=11)
+
+
 def test_what_is_kept_goes_beside_the_update_and_an_evaluation_changes_nothing(
     federation: Federation,
 ) -> None:
@@ -144,7 +220,7 @@ def test_what_is_kept_goes_beside_the_update_and_an_evaluation_changes_nothing(
 
 def test_the_trusted_update_is_trained_on_the_root_data_and_keeps_nothing(federation: Federation) -> None:
     done = ask(moody(federation), **order(federation.folder, ref=["run", 5, 0, "root"], evaluator=True))
-    assert done["scalars"] == {"weight": 2.0} and not (federation.folder / "keep").exists()
+    assert done["scalars"]["weight"] == 2.0 and not (federation.folder / "keep").exists()
 
 
 def test_an_evaluator_without_root_data_says_so(federation: Federation) -> None:
@@ -237,10 +313,10 @@ def test_an_update_is_written_as_its_numbers_one_after_the_other(
     path = tmp_path_factory.mktemp("spool") / "update"
     layout = Layout((Entry("w", (sum(lengths),), dtype, "shared"),))
     vectors = {f"v{i}": data.draw(arrays.arrays(dtype, length)) for i, length in enumerate(lengths)}
-    head = write(Update(vectors, {"weight": 1.0}), layout, path)
-    assert head["vectors"] == [[f"v{i}", length] for i, length in enumerate(lengths)]
-    assert head["size"] == path.stat().st_size == sum(lengths) * np.dtype(dtype).itemsize
+    written = write(vectors.values(), path)
+    assert written["size"] == path.stat().st_size == sum(lengths) * np.dtype(dtype).itemsize
     everything = np.concatenate(list(vectors.values()))
+    assert written["sha256"] == sha256(everything.tobytes()).hexdigest()
     assert read(path, layout).shared.tobytes() == everything.tobytes()
 
 
@@ -267,6 +343,28 @@ def test_the_same_work_asked_for_twice_has_other_noise(tmp_path: Path) -> None:
         sent = [job.work(ref, parameters, {}, 0.0)[0].vectors["delta"] for _ in range(2)]
     noise = np.subtract(*sent)
     assert np.std(noise) > 0.5 * np.std(sent[0]), "as of two independent draws"
+
+
+def test_a_part_of_the_noise_is_in_words_of_the_coordinators_plan(tmp_path: Path) -> None:
+    """Two shares of one update: as the plan asks, of other noise, and both of the clipped update."""
+    table = {"level": "distributed", "noise_multiplier": 0.002, "clip_norm": 0.1}
+    spec = RunSpec.parse({"run": {"task": "fedcore.tasks:Digits"}, "privacy": table})
+    population = Population(Digits(), spec.with_("simulation.clients=9"))
+    save_split(tmp_path / "data.npz", population.split("client-000000"))
+    job = Job(Digits(), spec, "client-000000", {"path": str(tmp_path / "data.npz")}, False)
+    ref, parameters = Ref("run", 1, 0, "train"), job.trainer.parameters()
+    plan = train_plan(job.strategy, spec, job.trainer.layout, ref, tuple("abcdefgh"), 20)
+    with threads(1):
+        shares = [job.work(ref, parameters, {}, 0.0)[0] for _ in range(2)]
+    decoded = []
+    for share in shares:
+        check(plan, share)
+        assert plan.distributed and not share.scalars
+        decoded.append(decode(encoded(plan, share).narrow, plan.distributed))
+    one, other = decoded
+    assert not np.array_equal(one, other)
+    assert [np.linalg.norm(vector) for vector in decoded] == pytest.approx([0.1, 0.1], rel=0.05)
+    assert np.linalg.norm(one - other) < 0.02
 
 
 def test_a_model_that_cannot_be_private_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from fedcore.data import save_split
 from fedcore.loopback import Loopback, federation
 from fedcore.simulations.population import Population, client_name
+from fedcore.simulations.run import Simulation, random_state, threads
 from fedcore.spec import RunSpec
 from fedcore.task import resolve
 
@@ -36,6 +39,9 @@ class Small(fedcore.Task):
 
     def root(self):
         return digits().train.take(range(500, 560))
+
+    def holdout(self):
+        return digits().test
 '''
 SPEC = """
 [run]
@@ -56,29 +62,61 @@ engine = "sequential"
 clients = 3
 partition = { name = "dirichlet", alpha = 1.0 }
 """
+Rows = list[dict[str, Any]]
 NAMES = [client_name(i) for i in range(3)]
+MAIN = "\nfrom fedcore.cli import main\nmain()\n"
+DIE = "import os, signal\ndef die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
 
 
 @pytest.fixture
 def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
     """Authority, coordinator, and three agents that are enrolled but not started."""
-    (tmp_path / "small.py").write_text(TASK, encoding="utf-8")
-    (tmp_path / "run.toml").write_text(SPEC, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    with made(tmp_path, monkeypatch, SPEC, NAMES) as running:
+        yield running
+
+
+@contextmanager
+def made(folder: Path, monkeypatch: pytest.MonkeyPatch, spec: str, names: list[str]) -> Iterator[Loopback]:
+    """Make a federation whose agents hold the simulated clients' data, in a folder with run.toml."""
+    (folder / "small.py").write_text(TASK, encoding="utf-8")
+    (folder / "run.toml").write_text(spec, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
     sys.modules.pop("small", None)
-    with federation(tmp_path) as running:
+    with federation(folder) as running:
         task = resolve("small:Small")
-        population = Population(task, RunSpec.load(tmp_path / "run.toml"))
+        population = Population(task, RunSpec.load(folder / "run.toml"))
 
         def settings(name: str) -> dict[str, Any]:
-            save_split(tmp_path / f"{name}.npz", population.split(name))
-            return {"tasks": {"Small": "small:Small"}, "data": {"path": str(tmp_path / f"{name}.npz")}}
+            save_split(folder / f"{name}.npz", population.split(name))
+            return {"tasks": {"Small": "small:Small"}, "data": {"path": str(folder / f"{name}.npz")}}
 
-        running.make_agents(NAMES, settings)
-        for name in NAMES:
-            (tmp_path / name / "small.py").write_text(TASK, encoding="utf-8")
+        running.make_agents(names, settings)
+        for name in names:
+            (folder / name / "small.py").write_text(TASK, encoding="utf-8")
         yield running
     sys.modules.pop("small", None)
+
+
+def start_dying(loopback: Loopback, name: str, code: str) -> None:
+    """Start the coordinator or an agent as a process that kills itself where `code` says."""
+    room = "server" if name == "coordinator" else "client"
+    command = [sys.executable, "-c", DIE + code + MAIN, room, "start", "--dir", name]
+    with loopback.log(name).open("ab") as log:
+        loopback.processes[name] = Popen(command, stdin=DEVNULL, stdout=log, stderr=log, cwd=loopback.folder)
+
+
+def died(loopback: Loopback, name: str) -> None:
+    """Wait until a process has killed itself, and start it anew."""
+    assert loopback.processes[name].wait(60) == -9
+    loopback.start(name)
+
+
+def simulated(loopback: Loopback, sets: tuple[str, ...]) -> tuple[Simulation, Rows]:
+    """Run the simulation of a run, and return it as it ended."""
+    spec = RunSpec.load(loopback.folder / "run.toml", sets)
+    with threads(1), random_state("cpu"):
+        simulation = Simulation(resolve(spec.run.task), spec)
+        return simulation, list(simulation.rounds(lambda _: None))
 
 
 def evaluator(loopback: Loopback) -> str:

@@ -16,14 +16,16 @@ from tests.integration.conftest import NAMES, shown, submit, wait_for_detail, wa
 def test_a_federation_of_processes_gives_the_simulations_bits(loopback: Loopback) -> None:
     for name in NAMES:
         loopback.start(name)
-    run = submit(loopback)
-    rows = watch(loopback, run)
     result = simulate(spec=loopback.folder / "run.toml")
-
-    assert shown(loopback, run)["model_sha256"] == result.parameters.digest
-    assert [row["folded"] for row in rows] == [3, 3, 3]
-    same = ("train_loss", "loss", "accuracy")
-    assert [[row[k] for k in same] for row in rows] == [[row[k] for k in same] for row in result.metrics]
+    for updates in ("tls", "sealed", "secagg"):
+        run = submit(loopback, f"encryption.updates={updates}", "cohort.minimum=3")
+        rows = watch(loopback, run)
+        assert shown(loopback, run)["model_sha256"] == result.parameters.digest
+        assert [row["folded"] for row in rows] == [3, 3, 3]
+        same = ("train_loss", "loss", "accuracy")
+        assert [[row[k] for k in same] for row in rows] == [[row[k] for k in same] for row in result.metrics]
+    for name in NAMES:
+        assert loopback.log(name).read_text(encoding="utf-8").count(" masked ") == 6
 
     loopback.fedcore("run", "download", run, "--out", "model.safetensors")
     layout, parameters = load_model(loopback.folder / "model.safetensors")

@@ -65,6 +65,7 @@ EXAMPLE = (
     "client.steps=2",
 )
 LOCAL = ("privacy.level=local", "privacy.noise_multiplier=1.0")
+DISTRIBUTED = ("privacy.level=distributed", "privacy.noise_multiplier=1.0", "encryption.updates=secagg")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,9 @@ def test_cohorts_and_noise_are_not_the_seeds(devices: Loopback) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    "sets", [EXAMPLE, LOCAL, (*CLIENT, "cohort.deadline=4.0")], ids=["example", "local", "client"]
+    "sets",
+    [EXAMPLE, LOCAL, DISTRIBUTED, (*CLIENT, "cohort.deadline=4.0")],
+    ids=["example", "local", "distributed", "client"],
 )
 def test_with_the_same_seed_and_the_same_clients_the_noise_differs(
     devices: Loopback, sets: tuple[str, ...]

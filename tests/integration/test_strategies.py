@@ -1,9 +1,5 @@
 """Strategies with state on both sides: deployed, they have the bits of their simulation, whoever dies."""
 
-import sys
-from subprocess import DEVNULL, Popen
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -11,12 +7,18 @@ from fedcore.client.kept import load_kept
 from fedcore.layout import Parameters
 from fedcore.loopback import Loopback
 from fedcore.server.store import Store
-from fedcore.simulations.run import Simulation, random_state, threads
-from fedcore.spec import RunSpec
-from fedcore.task import resolve
-from tests.integration.conftest import NAMES, evaluator, shown, submit, watch
+from tests.integration.conftest import (
+    NAMES,
+    Rows,
+    died,
+    evaluator,
+    shown,
+    simulated,
+    start_dying,
+    submit,
+    watch,
+)
 
-Rows = list[dict[str, Any]]
 SCAFFOLD = ("strategy=scaffold", "client.optimizer.momentum=0.0", "cohort.minimum=3", "run.rounds=4")
 STRATEGIES = {
     "scaffold": SCAFFOLD,
@@ -27,16 +29,6 @@ STRATEGIES = {
     ),
     "trusted": ("strategy=fltrust", "cohort.minimum=3"),
 }
-MAIN = "\nfrom fedcore.cli import main\nmain()\n"
-DIE = "import os, signal\ndef die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
-
-
-def simulated(loopback: Loopback, sets: tuple[str, ...]) -> tuple[Simulation, Rows]:
-    """Run the simulation of a run, and return it as it ended."""
-    spec = RunSpec.load(loopback.folder / "run.toml", sets)
-    with threads(1), random_state("cpu"):
-        simulation = Simulation(resolve(spec.run.task), spec)
-        return simulation, list(simulation.rounds(lambda _: None))
 
 
 def kept_by(loopback: Loopback, run: str) -> dict[str, dict[str, bytes]]:
@@ -78,20 +70,6 @@ def assert_as_simulated(loopback: Loopback, run: str, rows: Rows, sets: tuple[st
     assert kept_by(loopback, run) == kept
 
 
-def start_dying(loopback: Loopback, name: str, code: str) -> None:
-    """Start the coordinator or an agent as a process that kills itself where `code` says."""
-    room = "server" if name == "coordinator" else "client"
-    command = [sys.executable, "-c", DIE + code + MAIN, room, "start", "--dir", name]
-    with loopback.log(name).open("ab") as log:
-        loopback.processes[name] = Popen(command, stdin=DEVNULL, stdout=log, stderr=log, cwd=loopback.folder)
-
-
-def died(loopback: Loopback, name: str) -> None:
-    """Wait until a process has killed itself, and start it anew."""
-    assert loopback.processes[name].wait(60) == -9
-    loopback.start(name)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_deployed_strategy_has_the_bits_of_its_simulation(loopback: Loopback) -> None:
@@ -127,10 +105,10 @@ KeptStates.settle = dying
     "between what it would keep and the update": """
 from fedcore.client.state import State
 spool = State.spool
-def dying(self, head):
-    if (head.ref.round, head.ref.kind) == (3, "train"):
+def dying(self, update):
+    if (update.head.ref.round, update.head.ref.kind) == (3, "train"):
         die()
-    spool(self, head)
+    spool(self, update)
 State.spool = dying
 """,
 }

@@ -17,7 +17,18 @@ from fedcore.crypto.identity import Identity
 from fedcore.crypto.names import Name, Role
 from fedcore.crypto.tls import open_channel
 from fedcore.layout import Entry, Layout, Parameters, Vector
-from fedcore.messages import Assignment, Blob, Decline, Hello, Outcome, Ref, Submission, Update, UploadHead
+from fedcore.messages import (
+    Assignment,
+    Blob,
+    Decline,
+    Hello,
+    Outcome,
+    Ref,
+    Secure,
+    Submission,
+    Update,
+    UploadHead,
+)
 from fedcore.metrics import names
 from fedcore.seeds import generator
 from fedcore.server.authority import Authority
@@ -56,14 +67,15 @@ LAYOUT = Layout(
 STRATEGY = {"name": "fedavg", "optimizer": {"name": "sgd", "lr": 0.5, "momentum": 0.9}}
 
 Work = Callable[["Agent", Assignment], Coroutine[Any, Any, None]]
+Heed = Callable[["Agent", Secure], Coroutine[Any, Any, None]]
 Rows = list[dict[str, Any]]
 
 
 def spec_of(rounds: int = 3, size: int = 3, deadline: float = 20.0, **tables: Any) -> RunSpec:
     table = {"run": {"name": "test", "rounds": rounds, "seed": 7}, "strategy": STRATEGY, **tables}
-    return RunSpec.parse(
-        {**table, "cohort": {"size": size, "deadline": deadline, **tables.get("cohort", {})}}
-    )
+    table["cohort"] = {"size": size, "deadline": deadline, **tables.get("cohort", {})}
+    table["encryption"] = {"updates": "tls", "encoding": "exact", **tables.get("encryption", {})}
+    return RunSpec.parse(table)
 
 
 def sized(size: int) -> Layout:
@@ -151,12 +163,18 @@ async def each(parts: Iterable[Any]) -> AsyncGenerator[Any, None]:
 
 
 class Agent:
-    """A device without training; `work` says how it answers an assignment."""
+    """A device without training; `work` and `heed` say how it answers what it is assigned and told."""
 
     def __init__(
-        self, name: str, channel: grpc.aio.Channel, layout: Layout, work: Work, hello: Hello
+        self,
+        name: str,
+        channel: grpc.aio.Channel,
+        layout: Layout,
+        work: Work,
+        hello: Hello,
+        heed: Heed | None = None,
     ) -> None:
-        self.name, self.layout, self.work, self.hello = name, layout, work, hello
+        self.name, self.layout, self.work, self.hello, self.heed = name, layout, work, hello, heed
         self.stub = CoordinatorStub(channel)
         self.assignments: list[Assignment] = []
         self.outcomes: list[Outcome] = []
@@ -182,8 +200,9 @@ class Agent:
             match codec.to_agent(message):
                 case Assignment() as assignment:
                     self.assignments.append(assignment)
-                    task = asyncio.create_task(self.work(self, assignment))
-                    self.working.add(task)
+                    self.working.add(asyncio.create_task(self.work(self, assignment)))
+                case Secure() as secure if self.heed:
+                    self.working.add(asyncio.create_task(self.heed(self, secure)))
                 case Outcome() as outcome:
                     self.outcomes.append(outcome)
 
@@ -207,6 +226,10 @@ class Agent:
         call = self.stub.Upload(timeout=30)
         async with sending(call, each(parts)):
             await call
+
+    async def say(self, ref: Ref, message: bytes) -> None:
+        """Send a message of secure aggregation."""
+        await self.call.write(pb.FromAgent(secure=to_wire(Secure(ref, message))))
 
     async def decline(self, ref: Ref, reason: str) -> None:
         await self.call.write(to_wire(Decline(ref, reason)))
@@ -246,10 +269,11 @@ class Federation:
         tasks: tuple[str, ...] = (TASK,),
         evaluator: bool = False,
         pending: tuple[Ref, ...] = (),
+        heed: Heed | None = None,
     ) -> Agent:
         """Return an agent that is connected until the end."""
         hello = Hello(dict.fromkeys(tasks, DIGEST), evaluator, pending)
-        agent = Agent(name, await self.channel("client", name), layout, work, hello)
+        agent = Agent(name, await self.channel("client", name), layout, work, hello, heed)
         return await self.stack.enter_async_context(agent)
 
     @asynccontextmanager
@@ -320,10 +344,12 @@ def running(identity: Callable[[Role, str], Identity], tmp_path: Path) -> Runnin
     """Return a context that runs a coordinator in the test's folder; entered again, it is a restart."""
 
     @asynccontextmanager
-    async def run(folder: Path = tmp_path / "coordinator") -> AsyncIterator[Federation]:
+    async def run(
+        folder: Path = tmp_path / "coordinator", known: Identity | None = None
+    ) -> AsyncIterator[Federation]:
         await asyncio.to_thread(folder.mkdir, exist_ok=True)
-        coordinator = Coordinator(folder)
-        server, port = await start_server(coordinator, identity("coordinator", "main"), "127.0.0.1:0")
+        coordinator = Coordinator(folder, known or identity("coordinator", "main"))
+        server, port = await start_server(coordinator, "127.0.0.1:0")
         federation = Federation(identity, coordinator, port)
         try:
             await coordinator.start()

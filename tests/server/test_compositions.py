@@ -28,6 +28,8 @@ from tests.server.conftest import (
     upload_parts,
 )
 
+pytestmark = pytest.mark.slow  # together more than five seconds
+
 NAMES = [f"client-{i}" for i in range(6)]
 STRATEGIES: dict[str, dict[str, Any]] = {
     "rows": {"aggregator": {"name": "trimmed_mean", "f": 1}, "pre": [{"name": "nnm", "f": 1}]},

@@ -29,6 +29,7 @@ from tests.server.conftest import (
     until,
     upload_parts,
 )
+from tests.server.devices import Masking, Sealing
 
 BLOCKING = {"posix", "io", "_io", "mmap", "sqlite3", "_sqlite3"}
 HARMLESS = {"fspath", "getpid", "urandom"}  # of posix
@@ -96,6 +97,24 @@ def test_no_file_and_no_sql_is_used_on_the_loop(running: Running) -> None:
     asyncio.run(run())
 
 
+def test_no_file_is_used_on_the_loop_by_encrypted_rounds(running: Running) -> None:
+    async def run(updates: str) -> None:
+        async with running() as federation:
+            devices = {}
+            for name in ("client-0", "client-1", "client-2"):
+                identity = federation.identity("client", name)
+                devices[name] = Masking(identity) if updates == "secagg" else Sealing(identity)
+                await federation.agent(name, devices[name].work, heed=getattr(devices[name], "heed", None))
+            with noting_blocking_calls() as noted:
+                spec = spec_of(cohort={"minimum": 3}, encryption={"updates": updates})
+                info = await federation.ended(await federation.submit(spec))
+            assert info.state == "finished"
+            assert not noted
+
+    asyncio.run(run("sealed"))
+    asyncio.run(run("secagg"))
+
+
 SCHEDSTAT = Path("/proc/thread-self/schedstat")  # Linux: ns on a CPU, ns ready to run but without one, ...
 
 
@@ -152,8 +171,8 @@ def test_the_loop_is_never_held_up_while_large_updates_are_folded(running: Runni
             turns = Turns(await coordinator.calculate(current_thread))
             watcher = asyncio.create_task(turns.watch())
             for agent, path in zip(agents, paths, strict=True):
-                live.take(agent.name)
-                live.accept(agent.name, head, path)
+                live.take(agent.name, head)
+                await live.accept(agent.name, head, path)
             await until(lambda: driver.committed)
             watcher.cancel()
             await (await federation.operator()).Stop(pb.RunName(run=name))

@@ -232,6 +232,7 @@ def test_who_is_drawn_for_one_run_is_not_seen_by_whom_another_can_have(running: 
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_the_first_round_waits_for_all_that_are_asked(running: Running) -> None:
     async def slow(agent: Agent, assignment: Assignment) -> None:
         await asyncio.sleep(0.05 if assignment.ref.kind == "offer" else 0)

@@ -17,7 +17,7 @@ from fedcore.loopback import free_port
 from fedcore.messages import Blob, Submission
 from fedcore.model_files import load_model
 from fedcore.operator import Operator
-from fedcore.run_cli import app
+from fedcore.run_cli import app, line
 from fedcore.spec import RunSpec
 from tests.server.conftest import (
     DIGEST,
@@ -108,6 +108,12 @@ UNFIT = {
     "strategy": ({"strategy": {"name": "fedagv"}}, "did you mean 'fedavg'"),
     "part": ({"strategy": {**STRATEGY, "optimizer": {"name": "sgd", "lr": -1.0}}}, "lr > 0"),
     "limits": ({"limits": {"weight": 2.0**40, "update": 2.0**40}}, "lower [limits] weight or update"),
+    "unresolved": ({"encryption": {"updates": "auto"}}, "hand the run in by `fedcore run submit`"),
+    "encryption": (
+        {"strategy": "krum", "cohort": {"minimum": 3}, "encryption": {"updates": "secagg"}},
+        "looks at single updates",
+    ),
+    "masked cohort": ({"cohort": {"size": 3001}, "encryption": {"updates": "secagg"}}, "at most 3000"),
 }
 
 
@@ -219,16 +225,13 @@ def test_a_run_is_submitted_from_its_file(running: Running, tmp_path: Path) -> N
     )
 
     def action(folder: Path) -> None:
-        arguments = [
-            "submit",
-            str(home / "run.toml"),
-            "--set",
-            "run.rounds=1",
-            "--dir",
-            str(folder),
-            "--json",
-        ]
-        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        arguments = ["submit", str(home / "run.toml"), "--set", "run.rounds=1", "--dir", str(folder)]
+        said = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert (
+            "updates: sealed: the coordinator reads every update, in memory only; not secagg" in said.stderr
+        )
+        assert "because a round may close with 2 clients, expected at least 5" in said.stderr
+        result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
         told = json.loads(result.stdout)
         assert (told["name"], told["task"], told["rounds"]) == ("echo", "Echo", 1)
         CliRunner().invoke(app, ["stop", told["run"], "--dir", str(folder)], catch_exceptions=False)
@@ -240,6 +243,11 @@ def test_a_run_is_submitted_from_its_file(running: Running, tmp_path: Path) -> N
             show_progress([info], as_json=False)
 
     served(running, tmp_path / "alice", action, agents=0)
+
+
+def test_a_skipped_round_is_shown_as_one() -> None:
+    row = {"round": 3, "skipped": 1, "folded": 0, "refused": 2, "seconds": 1.25}
+    assert line(row, 9) == "round 3/9  skipped, the model stays as it is  1.25 s"
 
 
 def test_runs_are_listed_with_their_whole_id_however_narrow_the_terminal(

@@ -15,12 +15,14 @@ import tomli_w
 
 from fedcore.crypto.identity import Identity
 from fedcore.crypto.names import Role
+from fedcore.crypto.secagg import Step
 from fedcore.loopback import free_port
-from fedcore.messages import Assignment
+from fedcore.messages import Assignment, Ref
 from fedcore.server.store import Store
 from tests.server.conftest import (
     LAYOUT,
     Agent,
+    Federation,
     Running,
     honest,
     reference,
@@ -29,6 +31,7 @@ from tests.server.conftest import (
     spec_of,
     until,
 )
+from tests.server.devices import Masking
 
 NAMES = ["client-0", "client-1", "client-2"]
 SPEC = spec_of(rounds=4)
@@ -115,8 +118,6 @@ def test_a_coordinator_that_is_killed_again_and_again_ends_with_the_same_bits(
     identity: Callable[[Role, str], Identity], tmp_path: Path
 ) -> None:
     """Between rounds, within a training round, and within an evaluation."""
-    from tests.server.conftest import Federation
-
     killed = Killed(tmp_path / "coordinator", identity)
     moments = [(1, "train"), (2, "evaluate"), (3, "train"), None]
 
@@ -153,3 +154,48 @@ def test_a_coordinator_that_is_killed_again_and_again_ends_with_the_same_bits(
     assert ended.state == "finished"
     assert rounds[-1].parameters == state.parameters.digest
     assert [{k: v for k, v in r.row.items() if k != "seconds"} for r in rounds] == rows
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_is_killed_amid_secure_aggregation_resumes_the_same_attempts(
+    identity: Callable[[Role, str], Identity], tmp_path: Path
+) -> None:
+    """While shares, masked words and signatures come in; one of five clients is always yet to answer."""
+    names = [*NAMES, "client-3", "client-4"]
+    cohort = {"size": 5, "minimum": 4}
+    spec = spec_of(rounds=4, cohort=cohort, encryption={"updates": "secagg", "corrupt": 0.0, "lost": 0.2})
+    killed = Killed(tmp_path / "coordinator", identity)
+    devices = [Masking(identity("client", name)) for name in names]
+    moments = [(1, Step.SHARE), (2, Step.MASK), (3, Step.AGREE), (4, Step.REVEAL), None]
+
+    async def play(moment: tuple[int, Step] | None, run: str) -> str:
+        devices[2].stop = moment
+        async with killed.process():
+            federation = Federation(identity, None, killed.port)  # type: ignore[arg-type]
+            async with federation.stack:
+                for name, device in zip(names, devices, strict=True):
+                    await federation.agent(name, device.work, heed=device.heed)
+                run = run or await federation.submit(spec)
+                if moment:
+                    ref = Ref(run, moment[0], 0, "train")
+                    await until(lambda: ref in devices[2].clients and devices[2].heard[-1] is moment[1])
+                    past = {step for step in Step if list(Step).index(step) > list(Step).index(moment[1])}
+                    await until(lambda: any(d.clients[ref].step in past for d in devices))
+                else:
+                    assert (await federation.ended(run)).state == "finished"
+        return run
+
+    async def run() -> str:
+        name = ""
+        for moment in moments:
+            name = await play(moment, name)
+        return name
+
+    name = asyncio.run(run())
+    store = Store(tmp_path / "coordinator" / "coordinator.db")
+    rounds = store.rounds(name)
+    store.close()
+    state, rows = reference(spec, LAYOUT, names)
+    assert rounds[-1].parameters == state.parameters.digest
+    assert [{k: v for k, v in r.row.items() if k != "seconds"} for r in rounds] == rows
+    assert {ref.attempt for device in devices for ref in device.clients} == {0}

@@ -18,6 +18,7 @@ from fedcore.messages import (
     Hello,
     Outcome,
     Ref,
+    Secure,
     Submission,
     UploadHead,
     Verdict,
@@ -26,15 +27,18 @@ from fedcore.metrics import MAX_METRICS
 from fedcore.spec import RunSpec
 from fedcore.wire import codec
 from fedcore.wire.codec import (
+    MAX_KEY,
     MAX_LAYOUT,
     MAX_PARTS,
     MAX_PENDING,
+    MAX_SECURE,
     MAX_SPEC,
     MAX_TASKS,
     MAX_TEXT,
     to_wire,
 )
 from fedcore.wire.v1 import coordinator_pb2 as pb
+from fedcore.wire.v1.authority_pb2 import Signed
 
 SHA = "0123456789abcdef" * 4
 REF = Ref("digits-1f0c22aa", 3, 1, "train")
@@ -74,6 +78,13 @@ specs = st.builds(
 )
 
 
+keys = st.builds(
+    lambda content, chain: Signed(content=content, signature=b"s", chain=chain).SerializeToString(),
+    st.binary(max_size=9),
+    st.lists(st.binary(max_size=9), max_size=3),
+) | st.just(b"")
+
+
 def parsed(message: Any) -> Any:
     """Send a message through bytes."""
     return type(message).FromString(message.SerializeToString())
@@ -90,6 +101,19 @@ def test_what_an_agent_says_arrives_equal(message: Hello | Decline) -> None:
 @given(st.builds(Outcome, refs, verdicts))
 def test_an_outcome_arrives_equal(outcome: Outcome) -> None:
     assert codec.to_agent(parsed(to_wire(outcome))) == outcome
+
+
+@given(refs, st.binary(max_size=40))
+def test_a_message_of_secure_aggregation_arrives_equal_from_either_side(ref: Ref, message: bytes) -> None:
+    secure = Secure(ref, message)
+    assert codec.from_agent(parsed(pb.FromAgent(secure=to_wire(secure)))) == secure
+    assert codec.to_agent(parsed(pb.ToAgent(secure=to_wire(secure)))) == secure
+
+
+@given(keys, st.binary(max_size=40))
+def test_what_encryption_needs_arrives_equal_with_the_work(key: bytes, certificate: bytes) -> None:
+    work = replace(WORK, key=key, certificate=certificate)
+    assert codec.to_agent(parsed(to_wire(work))) == work
 
 
 @given(refs, names, shas, specs, blobs, st.integers(1, 2**32 - 1), st.floats(1e-3, 1e6), st.none() | refs)
@@ -130,6 +154,7 @@ DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
     (pb.FromAgent, codec.from_agent, Hello({"Digits": SHA}, False, (REF,))),
     (pb.FromAgent, codec.from_agent, Decline(REF, "busy")),
     (pb.ToAgent, codec.to_agent, WORK),
+    (pb.ToAgent, codec.to_agent, replace(WORK, key=Signed(chain=[b"c"]).SerializeToString())),
     (pb.ToAgent, codec.to_agent, Outcome(REF, Verdict("folded"))),
     (pb.UploadPart, codec.upload_head, HEAD),
     (pb.SubmitPart, codec.submission, RUN),
@@ -173,6 +198,7 @@ def wire(message: Any, **fields: Any) -> Any:
 
 TASK = pb.TaskName(name="Digits", digest=SHA)
 PENDING = pb.Ref(run="run", round=1, kind=pb.KIND_TRAIN)
+LONG = pb.Secure(ref=to_wire(REF), message=bytes(MAX_SECURE + 1))
 BAD = [
     (codec.from_agent, pb.FromAgent(), "empty"),
     (codec.from_agent, wire(Hello({}), hello__version=2), "version 2, expected 1; update"),
@@ -201,6 +227,11 @@ BAD = [
     (codec.to_agent, wire(WORK, assignment__spec=" " * (MAX_SPEC + 1)), f"at most {MAX_SPEC}"),
     (codec.to_agent, wire(WORK, assignment__layout="x"), "layout's digest"),
     (codec.to_agent, wire(WORK, assignment__parameters__sha256=SHA.upper()), "blob's digest"),
+    (codec.to_agent, wire(WORK, assignment__key__content=bytes(MAX_KEY)), f"at most {MAX_KEY}"),
+    (codec.to_agent, wire(WORK, assignment__certificate=bytes(MAX_SECURE + 1)), f"at most {MAX_SECURE}"),
+    (codec.to_agent, pb.ToAgent(secure=LONG), f"at most {MAX_SECURE}"),
+    (codec.from_agent, pb.FromAgent(secure=LONG), f"at most {MAX_SECURE}"),
+    (codec.from_agent, pb.FromAgent(secure=pb.Secure()), "round 0"),
     (codec.upload_head, pb.UploadPart(chunk=pb.Chunk()), "begins with its header"),
     (codec.upload_head, wire(HEAD, header__vectors=[pb.VectorHead(name="delta")]), "twice"),
     (codec.upload_head, wire(HEAD, header__vectors=[pb.VectorHead()]), "vector's name is ''"),

@@ -1,3 +1,4 @@
+from fedcore.wire.v1 import authority_pb2 as _authority_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -60,14 +61,16 @@ class Blob(_message.Message):
     def __init__(self, sha256: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class FromAgent(_message.Message):
-    __slots__ = ("hello", "decline", "accept")
+    __slots__ = ("hello", "decline", "accept", "secure")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     DECLINE_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_FIELD_NUMBER: _ClassVar[int]
+    SECURE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     decline: Decline
     accept: Accept
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., decline: _Optional[_Union[Decline, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ...) -> None: ...
+    secure: Secure
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., decline: _Optional[_Union[Decline, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., secure: _Optional[_Union[Secure, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "tasks", "evaluator", "pending")
@@ -104,14 +107,16 @@ class Accept(_message.Message):
     def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ...) -> None: ...
 
 class ToAgent(_message.Message):
-    __slots__ = ("welcome", "assignment", "outcome")
+    __slots__ = ("welcome", "assignment", "outcome", "secure")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    SECURE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     assignment: Assignment
     outcome: Outcome
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ...) -> None: ...
+    secure: Secure
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., secure: _Optional[_Union[Secure, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("coordinator",)
@@ -120,7 +125,7 @@ class Welcome(_message.Message):
     def __init__(self, coordinator: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("ref", "task", "spec", "layout", "parameters", "cohort", "deadline", "folded", "clip")
+    __slots__ = ("ref", "task", "spec", "layout", "parameters", "cohort", "deadline", "folded", "clip", "key", "certificate")
     REF_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +135,8 @@ class Assignment(_message.Message):
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     FOLDED_FIELD_NUMBER: _ClassVar[int]
     CLIP_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ref: Ref
     task: TaskName
     spec: str
@@ -139,7 +146,25 @@ class Assignment(_message.Message):
     deadline: float
     folded: Ref
     clip: float
-    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., spec: _Optional[str] = ..., layout: _Optional[str] = ..., parameters: _Optional[_Union[Blob, _Mapping]] = ..., cohort: _Optional[int] = ..., deadline: _Optional[float] = ..., folded: _Optional[_Union[Ref, _Mapping]] = ..., clip: _Optional[float] = ...) -> None: ...
+    key: _authority_pb2.Signed
+    certificate: bytes
+    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., spec: _Optional[str] = ..., layout: _Optional[str] = ..., parameters: _Optional[_Union[Blob, _Mapping]] = ..., cohort: _Optional[int] = ..., deadline: _Optional[float] = ..., folded: _Optional[_Union[Ref, _Mapping]] = ..., clip: _Optional[float] = ..., key: _Optional[_Union[_authority_pb2.Signed, _Mapping]] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
+class AggregatorKey(_message.Message):
+    __slots__ = ("ref", "public_key")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    ref: Ref
+    public_key: bytes
+    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., public_key: _Optional[bytes] = ...) -> None: ...
+
+class Secure(_message.Message):
+    __slots__ = ("ref", "message")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ref: Ref
+    message: bytes
+    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., message: _Optional[bytes] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("ref", "verdict")

@@ -1,0 +1,95 @@
+"""What an attempt has recorded is there after any end, up to the last record that was whole."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedcore.messages import Ref
+from fedcore.server.journal import Journal, Journals, Opening, whole_records
+
+REF = Ref("a.run-1f0c22aa", 3, 1, "train")
+OPENING = Opening(REF, ("a", "b"), ("a", "b", "c"), b"\0certificate")
+
+
+def written(folder: Path, records: list[bytes]) -> Journal:
+    journal = Journal.create(folder, OPENING)
+    for record in records:
+        journal.add(record)
+    journal.keep()
+    return journal
+
+
+@given(st.lists(st.binary(max_size=20), max_size=5), st.data())
+def test_a_journal_cut_anywhere_has_the_records_before_the_cut(
+    tmp_path_factory: pytest.TempPathFactory, records: list[bytes], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("journal") / "attempt"
+    path = written(folder, records).folder / "records"
+    content = path.read_bytes()
+    end = data.draw(st.integers(0, len(content)))
+    path.write_bytes(content[:end])
+    loaded = Journal.load(folder)
+    whole, _ = whole_records(content[:end])
+    if not whole:
+        assert loaded is None
+        return
+    assert loaded is not None and loaded.opening == OPENING
+    assert loaded.records == records[: len(whole) - 1]
+    loaded.add(b"more")  # behind the last whole one, whatever was torn
+    loaded.keep()
+    again = Journal.load(folder)
+    assert again is not None and again.records == [*loaded.records, b"more"]
+
+
+def test_an_altered_record_ends_the_journal(tmp_path: Path) -> None:
+    path = written(tmp_path / "attempt", [b"one", b"two"]).folder / "records"
+    path.write_bytes(path.read_bytes().replace(b"two", b"twO"))
+    loaded = Journal.load(tmp_path / "attempt")
+    assert loaded is not None and loaded.records == [b"one"]
+
+
+def test_what_is_added_is_on_the_disk_when_it_is_kept_and_others_cannot_read_it(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "attempt", OPENING)
+    journal.add(b"one")
+    before = Journal.load(tmp_path / "attempt")
+    assert before is not None and before.records == []
+    journal.keep()
+    after = Journal.load(tmp_path / "attempt")
+    assert after is not None and after.records == [b"one"]
+    assert journal.folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_new_attempt_takes_the_place_of_the_earlier_ones(tmp_path: Path) -> None:
+    journals = Journals(tmp_path / "attempts")
+    journals.open(replace(OPENING, ref=replace(REF, attempt=0))).words("a").write_bytes(b"words")
+    other = journals.open(replace(OPENING, ref=replace(REF, run="other")))
+    journals.open(OPENING)
+    assert sorted(path.name for path in journals.folder.iterdir()) == [
+        "a.run-1f0c22aa.3.1.train",
+        other.folder.name,
+    ]
+    resumed = journals.resume(REF.run, 3, "train")
+    assert resumed is not None and resumed.opening == OPENING
+    assert journals.resume("other", 4, "train") is None  # it is of an earlier round, and goes
+    assert not other.folder.exists()
+
+
+def test_of_two_attempts_the_newest_that_was_begun_goes_on(tmp_path: Path) -> None:
+    journals = Journals(tmp_path / "attempts")
+    older = Journal.create(journals.folder / "a.run-1f0c22aa.3.1.train", OPENING)
+    (journals.folder / "a.run-1f0c22aa.3.2.train").mkdir()  # the coordinator ended before its first record
+    resumed = journals.resume(REF.run, 3, "train")
+    assert resumed is not None and resumed.folder == older.folder
+    assert [path.name for path in journals.folder.iterdir()] == [older.folder.name]
+
+
+def test_attempts_of_runs_that_have_ended_are_removed(tmp_path: Path) -> None:
+    journals = Journals(tmp_path / "attempts")
+    for run in ("running", "stopped", "finished"):
+        journals.open(replace(OPENING, ref=replace(REF, run=run)))
+    journals.clear("finished")
+    journals.keep({"running"})
+    assert [path.name for path in journals.folder.iterdir()] == ["running.3.1.train"]
