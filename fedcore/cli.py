@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from fedcore.audit_cli import audit
 from fedcore.bench.cli import app as bench
 from fedcore.client.cli import app as client
-from fedcore.demo import demo
+from fedcore.demo import app as demo
 from fedcore.errors import FedcoreError
 from fedcore.privacy_cli import app as privacy
 from fedcore.run_cli import app as run
@@ -85,8 +85,8 @@ app.command(rich_help_panel="Simulate on this machine")(audit)
 app.add_typer(client, rich_help_panel="Take part with a device")
 for operated in (authority, server, run):
     app.add_typer(operated, rich_help_panel="Operate a federation")
-app.command(rich_help_panel="See and measure")(demo)
-app.add_typer(bench, rich_help_panel="See and measure")
+for seen in (demo, bench):
+    app.add_typer(seen, rich_help_panel="See and measure")
 
 
 def main() -> None:

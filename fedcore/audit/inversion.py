@@ -12,10 +12,20 @@ def invert_linear(weight: Tensor, bias: Tensor) -> Tensor:
     """Return the input of a linear layer from its gradients on one example: x = dW_i / db_i, exactly.
 
     weight: (out, in). bias: (out,). Any multiple of the gradients does, such as a step of SGD. Row i is the
-    one with the largest |db_i|; NaN where all are zero (Phong et al. 2018, section 3.1).
+    one with the largest finite |db_i|; NaN where all are zero (Phong et al. 2018, section 3.1).
     """
-    row = int(bias.abs().argmax())
+    row = int(bias.abs().nan_to_num(0.0, 0.0).argmax())
     return weight[row] / bias[row]
+
+
+def candidates(weight: Tensor, bias: Tensor) -> Tensor:
+    """Return what every output of a linear layer makes of its input, (out, in), of which a sum has many.
+
+    An output that only one example of a batch moves gives that example, exactly (Boenisch et al. 2023).
+    Outputs that none moves are left out.
+    """
+    moved = bias != 0
+    return weight[moved] / bias[moved, None]
 
 
 def first_linear(module: nn.Module, x: Tensor) -> tuple[str, str] | None:
@@ -35,11 +45,16 @@ def first_linear(module: nn.Module, x: Tensor) -> tuple[str, str] | None:
     return None
 
 
-def from_update(layout: Layout, delta: Vector, names: tuple[str, str]) -> Tensor:
-    """Return the input that an update after one step of SGD on one example shows."""
+def layer(layout: Layout, delta: Vector, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    """Return how an update moves weight and bias of a linear layer, in float64."""
     parts = layout.unflatten(delta, "shared")
     weight, bias = (torch.from_numpy(parts[name].copy()).double() for name in names)
-    return invert_linear(weight, bias)
+    return weight, bias
+
+
+def from_update(layout: Layout, delta: Vector, names: tuple[str, str]) -> Tensor:
+    """Return the input that an update after one step of SGD on one example shows."""
+    return invert_linear(*layer(layout, delta, names))
 
 
 def relative_error(guess: Tensor, truth: Tensor) -> float:

@@ -118,7 +118,7 @@ def sampled(history: Iterable[Event], factor: float) -> tuple[Event, ...]:
     """Return a history with `factor` times its sampling rates, at most 1."""
 
     def more(event: Event) -> Event:
-        if isinstance(event, Laplace):
+        if not isinstance(event, Gaussian):
             return event
         return replace(event, sampling_rate=min(1.0, event.sampling_rate * factor))
 
@@ -137,6 +137,7 @@ def losses(history: tuple[Event, ...]) -> Any:
         if isinstance(event, Laplace):
             part = pld.from_laplace_mechanism(noise, value_discretization_interval=grid)
         else:
+            assert isinstance(event, Gaussian), f"{event}: no level with integer noise is audited"
             if event.sampling_rate == 1:  # so many sums are one, of their precision
                 noise, steps = noise / math.sqrt(steps), 1
             rate = event.sampling_rate

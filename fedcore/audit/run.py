@@ -13,8 +13,9 @@ from fedcore.audit.data import Some, as_audited, held_by
 from fedcore.audit.inversion import deep_leakage, first_linear, from_update, relative_error
 from fedcore.audit.report import Audit, Inversion
 from fedcore.audit.watch import Watched
+from fedcore.errors import SpecError
 from fedcore.privacy.claims import guarantees, resolved, unit_of
-from fedcore.privacy.levels import ClientLevel, ExampleLevel, Off
+from fedcore.privacy.levels import ClientLevel, DistributedLevel, ExampleLevel, Off
 from fedcore.seeds import generator
 from fedcore.simulations.run import Progress
 from fedcore.spec import RunSpec
@@ -41,6 +42,11 @@ def audit(
     could have found. Raises what a simulation raises.
     """
     spec = resolved(spec)
+    if isinstance(spec.privacy, DistributedLevel):
+        raise SpecError(
+            'privacy.level = "distributed": an audit has larger cohorts than the run, and its noise would be '
+            'made for those; audit the same training with privacy.level = "local"'
+        )
     check(private(from_table(spec.strategy, local=True, folder=folder), spec), spec)
     privacy = spec.privacy
     level = example_level if isinstance(privacy, Off | ExampleLevel) else client_level

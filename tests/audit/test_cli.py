@@ -118,6 +118,11 @@ def test_a_run_without_privacy_shows_what_an_attacker_learns() -> None:
     assert "in this run" not in printed
 
 
+def test_noise_of_many_clients_is_not_audited() -> None:
+    done = run(SPEC + '[privacy]\nlevel = "distributed"\nnoise_multiplier = 1.0\n')
+    assert done.exit_code == 2 and 'audit the same training with privacy.level = "local"' in done.stderr
+
+
 def test_clients_are_audited_with_an_estimate_that_is_marked_as_one() -> None:
     done = run(SPEC + CLIENT, "--json", "--quiet")
     assert done.exit_code == 0, done.output

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedcore.audit.inversion import deep_leakage, first_linear, invert_linear, relative_error
+from fedcore.audit.inversion import candidates, deep_leakage, first_linear, invert_linear, relative_error
 from fedcore.audit.run import inversions
 from fedcore.spec import RunSpec
 from fedcore.task import Task
@@ -56,6 +56,14 @@ def test_a_linear_layer_is_inverted_exactly() -> None:
     assert invert_linear(-0.1 * layer.weight.grad, -0.1 * layer.bias.grad).tolist() == pytest.approx(
         x[0].tolist()
     )
+
+
+def test_an_output_that_one_example_moves_gives_it_away_in_a_sum_too() -> None:
+    x, y = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0, 0.0, 1.0])
+    errors_x, errors_y = torch.tensor([1.0, 2.0, 0.0, 0.0]), torch.tensor([0.0, 2.0, 4.0, 0.0])
+    weight = torch.outer(errors_x, x) + torch.outer(errors_y, y)
+    found = candidates(weight, errors_x + errors_y)
+    assert [each.tolist() for each in found] == [x.tolist(), ((x + y) / 2).tolist(), y.tolist()]
 
 
 def test_the_layer_must_read_the_example_itself() -> None:

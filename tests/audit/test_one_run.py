@@ -11,6 +11,8 @@ from fedcore.audit import ceiling, epsilon_lower_bound, guesses_needed
 from fedcore.audit.one_run import count_correct, p_value
 from fedcore.errors import SpecError
 
+pytestmark = pytest.mark.slow  # together more than five seconds
+
 
 @pytest.mark.parametrize(
     ("guesses", "correct", "bound"), [(100, 95, 2.1652), (500, 400, 1.1980), (1000, 1000, 5.7823)]

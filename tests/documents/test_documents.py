@@ -15,6 +15,7 @@ RUNNER = Path(__file__).with_name("run_document.py")
 DOCUMENTS = [
     "README.md",
     "docs/privacy.md",
+    "docs/security.md",
     "docs/strategies.md",
     "docs/tutorial.md",
     "docs/write-your-own-strategy.md",
