@@ -51,6 +51,9 @@ bench: dev ## the figures of the README, as JSON lines
 	@for job in digits-mlp-100 digits-cnn-100; do $(BIN)/fedcore bench privacy $$job || exit 1; done
 	@$(BIN)/fedcore bench noise
 	@$(BIN)/fedcore bench ledger
+	@for degree in 40 99; do $(BIN)/fedcore bench secagg --degree $$degree || exit 1; done
+	@for encryption in tls sealed secagg; do $(BIN)/fedcore bench deploy --params 100000 --clients 8 --rounds 20 \
+		--encryption $$encryption || exit 1; done
 	@$(BIN)/fedcore bench deploy --params 1000 --clients 2 --rounds 20
 	@$(BIN)/fedcore bench deploy --params 10000000 --clients 2 --rounds 5
 

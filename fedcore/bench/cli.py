@@ -43,16 +43,19 @@ def deploy(
     parameters: Annotated[int, typer.Option("--params", min=1, help="Of the model, float32.")] = 1000,
     clients: Annotated[int, typer.Option(min=1, help="Agents.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds after the first, which warms up.")] = 10,
+    encryption: Annotated[str, typer.Option(help="tls, sealed or secagg.")] = "tls",
 ) -> None:
     """Time rounds of a real federation on loopback, with mutual TLS and without training.
 
     [bold]Examples[/bold]
 
     fedcore bench deploy --params 10000000 --clients 2 --rounds 5
+
+    fedcore bench deploy --params 100000 --clients 8 --encryption secagg
     """
     from fedcore.bench.deploy import measure
 
-    typer.echo(json.dumps(measure(parameters, clients, rounds)))
+    typer.echo(json.dumps(measure(parameters, clients, rounds, encryption)))
 
 
 @app.command()
@@ -138,4 +141,28 @@ def ledger(
     from fedcore.bench.ledger import measure
 
     for line in measure(rows, folder):
+        typer.echo(json.dumps(line))
+
+
+@app.command()
+def secagg(
+    clients: Annotated[int, typer.Option(min=3, help="In the cohort.")] = 100,
+    parameters: Annotated[int, typer.Option("--params", min=1, help="Of the model, float32.")] = 1_000_000,
+    lost: Annotated[int, typer.Option(min=0, help="Clients lost after sharing; fewer than a third.")] = 10,
+    degree: Annotated[
+        int, typer.Option(min=0, help="With how many others a client masks; 0: as the defaults have it.")
+    ] = 40,
+    encoding: Annotated[str, typer.Option(help="q32 or exact.")] = "q32",
+) -> None:
+    """Time a masked sum without a network, beside Flower's functions for the same.
+
+    [bold]Examples[/bold]
+
+    fedcore bench secagg --degree 99
+
+    fedcore bench secagg --params 25000000
+    """
+    from fedcore.bench.secagg import measure
+
+    for line in measure(clients, parameters, lost, degree, encoding):
         typer.echo(json.dumps(line))

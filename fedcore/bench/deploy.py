@@ -20,15 +20,19 @@ rounds = {rounds}
 size = {clients}
 [evaluation]
 every = 0
+[encryption]
+updates = "{encryption}"
+[limits]
+norm = 1.0
 """
 
 
-def measure(parameters: int, clients: int, rounds: int) -> dict[str, Any]:
+def measure(parameters: int, clients: int, rounds: int, encryption: str) -> dict[str, Any]:
     """Run rounds with so many parameters and clients; return the line to print."""
     with tempfile.TemporaryDirectory(prefix="fedcore-bench-") as home:
         folder = Path(home)
         (folder / "echo_task.py").write_text(TASK.format(size=parameters), encoding="utf-8")
-        spec = SPEC.format(rounds=rounds + 1, clients=clients)
+        spec = SPEC.format(rounds=rounds + 1, clients=clients, encryption=encryption)
         (folder / "spec.toml").write_text(spec, encoding="utf-8")
         with federation(folder) as loopback:
             names = [f"client-{i:06d}" for i in range(clients)]
@@ -44,6 +48,7 @@ def measure(parameters: int, clients: int, rounds: int) -> dict[str, Any]:
         "bench": "deploy",
         "parameters": parameters,
         "clients": clients,
+        "encryption": encryption,
         "seconds_per_round": [round(s, 4) for s in seconds],
         "warm_round_s": round(median(seconds), 4),
         "upload_mb_per_s": rate(log, "update received"),
