@@ -11,8 +11,10 @@ import numpy as np
 from fedcore.errors import SpecError
 from fedcore.plugins import GROUPS, Parts, installed
 from fedcore.simulations.attacks import ATTACKS
+from fedcore.spec import RunSpec
 from fedcore.strategies import from_table
 from fedcore.strategies.catalog import PARTS, RECIPES
+from fedcore.strategies.encryption import hindrances
 from fedcore.strategies.modes import Buffered, Synchronous
 from fedcore.strategies.strategy import Strategy
 
@@ -127,7 +129,7 @@ def fits(strategy: Strategy) -> tuple[str, dict[str, bool]]:
     Under secure aggregation nothing of a single client may be seen, and a cohort answers at once; under
     differential privacy the step may not hang on what clients report of themselves, either.
     """
-    hidden = not strategy.sees and isinstance(strategy.mode, Synchronous)
+    hidden = not any(hindrances(strategy, RunSpec(), fewest=0))
     reported = (*strategy.algorithm.trusts, *strategy.optimizer.scalars)
     return "updates" if not strategy.sums else "scalars" if strategy.sees else "sums", {
         "secure aggregation": hidden,

@@ -32,6 +32,7 @@ def test_it_simulates_at_once(project: Path) -> None:
     assert json.loads(printed)["final"]["accuracy"] > 0.2
 
 
+@pytest.mark.slow
 def test_its_test_passes(project: Path) -> None:
     assert "1 passed" in run("pytest", "-p", "no:asyncio", folder=project)
 

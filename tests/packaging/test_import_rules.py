@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 LINT = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
 
 
