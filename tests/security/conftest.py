@@ -124,7 +124,7 @@ class Proxy:
     """Somebody on the network: passes on what it hears, keeps a record, and may turn a bit of it.
 
     spoil: places in what callers send, in bytes from a connection's begin; each is used once, by whichever
-    connection first gets there.
+    connection first gets there, and each by another one.
     """
 
     def __init__(self, target: str, spoil: Sequence[int] = ()) -> None:
@@ -151,9 +151,11 @@ class Proxy:
         with suppress(OSError):
             while data := bytearray(source.recv(1 << 16)):
                 with self.lock:
-                    for place in [p for p in self.spoil if altered and passed <= p < passed + len(data)]:
+                    places = [p for p in self.spoil if altered and passed <= p < passed + len(data)]
+                    for place in places[:1]:
                         self.spoil.remove(place)
                         data[place - passed] ^= 1
+                        altered = False
                     self.heard += data
                 passed += len(data)
                 sink.sendall(data)

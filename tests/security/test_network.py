@@ -25,7 +25,6 @@ WORDS = (
     b"loss",
     b"client-00000",
     b"fedcore://",
-    b"sgd",
 )
 
 
