@@ -270,7 +270,7 @@ class Agent:
             deadline - time.monotonic(),
             task=assignment.task,
             digest=assignment.digest,
-            spec=assignment.spec.model_dump_json(exclude={"simulation"}),
+            spec=assignment.spec.travels(),
             layout=assignment.layout,
             ref=[ref.run, ref.round, ref.attempt, ref.kind],
             client=name.name,

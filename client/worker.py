@@ -43,8 +43,9 @@ from fedcore.metrics import names
 from fedcore.privacy.levels import OFF, ExampleLevel
 from fedcore.seeds import generator
 from fedcore.spec import RunSpec
-from fedcore.strategies import Strategy, from_table
-from fedcore.strategies.privacy import private, released
+from fedcore.strategies import Strategy
+from fedcore.strategies.catalog import strategy_of
+from fedcore.strategies.privacy import released
 from fedcore.strategies.rounds import evaluate_plan, train_plan
 from fedcore.strategies.terms import Rows, check
 from fedcore.strategies.words import encoded
@@ -72,7 +73,7 @@ class Job:
     def strategy(self) -> Strategy:
         """The run's; raises UpdateRefused where a part of it is not installed here."""
         try:
-            return private(from_table(self.spec.strategy), self.spec)
+            return strategy_of(self.spec)
         except SpecError as error:
             raise UpdateRefused(f"{error}; install it on this device too") from error
 
@@ -244,7 +245,7 @@ def covered(plan: Plan, update: Update, path: Path, encryption: str, public: str
         sealed = sealing.seal(bytes.fromhex(public), sealing.packed(plan, update), bytes.fromhex(bound))
         return head | write([np.frombuffer(sealed, np.uint8)], path)
     words = encoded(plan, update)
-    head["words"] = [8 * plan.word.itemsize, plan.narrow, plan.wide]
+    head["words"] = list(plan.sizes)
     return head | write([words.narrow, words.wide], path)
 
 

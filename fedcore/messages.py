@@ -147,6 +147,11 @@ class Plan:
         return np.dtype(np.uint16 if self.bits == 16 else np.uint32)
 
     @property
+    def sizes(self) -> tuple[int, int, int]:
+        """The bits of a narrow word, and how many narrow and wide ones a sum has."""
+        return 8 * self.word.itemsize, self.narrow, self.wide
+
+    @property
     def payload(self) -> int:
         """Bytes of all words: the narrow ones, then the wide ones."""
         return self.narrow * self.word.itemsize + self.wide * 8

@@ -121,12 +121,12 @@ def submission_for(task: Any, spec: Any) -> tuple[Submission, Parameters]:
     from fedcore.client.training import trainer_for
     from fedcore.metrics import names
     from fedcore.privacy.claims import resolved
-    from fedcore.strategies import encryption, from_table
-    from fedcore.strategies.privacy import private
+    from fedcore.strategies import encryption
+    from fedcore.strategies.catalog import strategy_of
     from fedcore.task import digest
 
     spec = resolved(spec)
-    spec = encryption.resolved(private(from_table(spec.strategy), spec), spec)
+    spec = encryption.resolved(strategy_of(spec), spec)
     trainer = trainer_for(task, spec)
     parameters, layout = trainer.parameters(), trainer.layout
     blob = Blob(parameters.digest, layout.nbytes)

@@ -68,11 +68,12 @@ def plan_of(spec: "RunSpec", folder: Path | None = None) -> dict[str, Any]:
     """
     from fedcore.privacy.claims import promise, resolved
     from fedcore.privacy.levels import Off
-    from fedcore.strategies import encryption, from_table
-    from fedcore.strategies.privacy import check, private
+    from fedcore.strategies import encryption
+    from fedcore.strategies.catalog import strategy_of
+    from fedcore.strategies.privacy import check
 
     target, spec = getattr(spec.privacy, "target_epsilon", 0.0), resolved(spec)
-    strategy = private(from_table(spec.strategy, local=True, folder=folder), spec)
+    strategy = strategy_of(spec, local=True, folder=folder)
     check(strategy, spec)
     spec = encryption.resolved(strategy, spec)
     planned = {"run": spec.run.name, "rounds": spec.run.rounds, **promise(spec, spec.run.rounds)}

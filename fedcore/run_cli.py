@@ -204,11 +204,10 @@ def show_progress(updates: Iterable["RunInfo"], as_json: bool) -> None:
 
 def travelling(spec: "RunSpec") -> str:
     """Return how the updates of a submitted run travel, who reads them, and why."""
-    from fedcore.strategies import from_table
+    from fedcore.strategies.catalog import strategy_of
     from fedcore.strategies.encryption import described
-    from fedcore.strategies.privacy import private
 
-    return described(private(from_table(spec.strategy), spec), spec)
+    return described(strategy_of(spec), spec)
 
 
 def line(row: dict[str, Any], rounds: int) -> str:

@@ -249,6 +249,10 @@ class RunSpec(Table):
         optimizer = self.client.optimizer.model_copy(update={"lr": self.client.optimizer.lr * factor})
         return self.model_copy(update={"client": self.client.model_copy(update={"optimizer": optimizer})})
 
+    def travels(self) -> str:
+        """Return the spec as JSON without [simulation]: what devices get, and what they are bound to."""
+        return self.model_dump_json(exclude={"simulation"})
+
     def to_toml(self) -> str:
         """Return the whole spec, defaults written out."""
         return tomli_w.dumps(self.model_dump(mode="json"))

@@ -27,11 +27,10 @@ from fedcore.server.opening import Live
 from fedcore.server.registry import Registry, Session
 from fedcore.server.secure import SecureRound
 from fedcore.server.store import Run, Store
-from fedcore.strategies import from_table
+from fedcore.strategies.catalog import from_table, strategy_of
 from fedcore.strategies.conflicts import check as check_strategy
 from fedcore.strategies.encryption import check as check_encryption
 from fedcore.strategies.modes import Synchronous
-from fedcore.strategies.privacy import private
 from fedcore.strategies.rounds import train_plan
 from fedcore.wire.secure import config_of
 
@@ -161,7 +160,7 @@ def check(submission: Submission) -> None:
     It blocks, for it may import plug-ins.
     """
     spec, layout = submission.spec, submission.layout
-    strategy = private(from_table(spec.strategy), spec)
+    strategy = strategy_of(spec)
     if spec.attack:
         raise SpecError("attack: attacks are for simulations; remove the table, or run `fedcore simulate`")
     if strategy.mode != Synchronous():
@@ -176,8 +175,7 @@ def check(submission: Submission) -> None:
     for term in plan.terms:
         plan.shift(term)
     if spec.encryption.updates == "secagg":
-        words = 8 * plan.word.itemsize, plan.narrow, plan.wide
-        config_of("check", plan.ref, spec, submission.parameters, len(clients), words)
+        config_of("check", plan.ref, spec, submission.parameters, len(clients), plan.sizes)
     if not layout.shared_size:
         raise SpecError("the layout has no shared parameter, so there is nothing to learn")
     if submission.parameters.size != layout.nbytes:

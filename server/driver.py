@@ -20,8 +20,9 @@ from fedcore.server.offers import Offers
 from fedcore.server.opening import Assign, Live, open_round
 from fedcore.server.registry import Signal
 from fedcore.server.store import Committed, Known, Run
-from fedcore.strategies import Strategy, from_table
-from fedcore.strategies.privacy import clip_norm, private
+from fedcore.strategies import Strategy
+from fedcore.strategies.catalog import strategy_of
+from fedcore.strategies.privacy import clip_norm
 from fedcore.strategies.rounds import (
     State,
     advance,
@@ -64,7 +65,7 @@ class Driver:
     @cached_property
     def strategy(self) -> Strategy:
         """The run's; first asked for off the loop, by `restore`, since a plug-in may have to be imported."""
-        return private(from_table(self.run.spec.strategy), self.run.spec)
+        return strategy_of(self.run.spec)
 
     @cached_property
     def spent(self) -> list[float]:

@@ -33,9 +33,8 @@ def open_round(
     holdout = plan.ref.kind == "evaluate" and run.spec.evaluation.where == "holdout"
     match run.spec.encryption.updates:
         case "secagg" if not holdout:
-            work, words = assign("", plan.deadline), (8 * plan.word.itemsize, plan.narrow, plan.wide)
-            federation = identity.name.federation
-            config = config_of(federation, work.ref, work.spec, work.parameters, work.cohort, words)
+            work, federation = assign("", plan.deadline), identity.name.federation
+            config = config_of(federation, work.ref, work.spec, work.parameters, work.cohort, plan.sizes)
             journal = journal or coordinator.journals.open(opening)
             assign = _with(assign, certificate=opening.certificate)
             return SecureRound(plan, registry, compute, assign, journal, config, identity, coordinator.trust)

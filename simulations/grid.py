@@ -26,9 +26,8 @@ from fedcore.simulations.population import client_name
 from fedcore.simulations.result import SPENT, make_folder
 from fedcore.simulations.run import Progress, simulate
 from fedcore.spec import RunSpec
-from fedcore.strategies import from_table
+from fedcore.strategies.catalog import strategy_of
 from fedcore.strategies.conflicts import check
-from fedcore.strategies.privacy import private
 from fedcore.task import Task, resolve
 
 RECORD = "grid.json"
@@ -177,7 +176,7 @@ def _compose(cell: Cell, folder: Path | None) -> None:
     """Put together what a cell's spec names; raises SpecError where that cannot be done."""
     try:
         spec = resolved(cell.spec)
-        check(private(from_table(spec.strategy, local=True, folder=folder), spec), spec)
+        check(strategy_of(spec, local=True, folder=folder), spec)
         build(PARTITIONS, spec.simulation.partition, "simulation.partition")
         if spec.attack:
             names = [client_name(index) for index in range(spec.simulation.clients)]

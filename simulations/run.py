@@ -33,13 +33,14 @@ from fedcore.simulations.result import Result, clients_of
 from fedcore.simulations.secure import Federation, Masked
 from fedcore.simulations.speeds import Stopwatch
 from fedcore.spec import RunSpec
-from fedcore.strategies import Strategy, encryption, from_table, to_table
+from fedcore.strategies import Strategy, encryption, to_table
 from fedcore.strategies.aggregators import Mean
+from fedcore.strategies.catalog import strategy_of
 from fedcore.strategies.conflicts import check, name_of
 from fedcore.strategies.matrix import aggregate_rows
 from fedcore.strategies.modes import Synchronous
 from fedcore.strategies.preaggregators import Clip
-from fedcore.strategies.privacy import clip_norm, private, released
+from fedcore.strategies.privacy import clip_norm, released
 from fedcore.strategies.rounds import (
     Round,
     State,
@@ -152,8 +153,7 @@ class Simulation:
         client = spec.client.model_copy(update={"device": device_of(spec.client)})
         self.spec = resolved(spec.model_copy(update={"client": client}))
         self.task = task
-        composed = from_table(spec.strategy, local=True, folder=folder)
-        self.strategy: Strategy = private(composed, self.spec)
+        self.strategy: Strategy = strategy_of(self.spec, local=True, folder=folder)
         check(self.strategy, self.spec)
         # What a spec leaves open is encoded as a deployment would, but not masked: the sums are the same.
         self.federation = Federation() if self.spec.encryption.updates == "secagg" else None

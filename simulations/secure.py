@@ -58,8 +58,7 @@ class Masked:
         Raises Failed where it is too small.
         """
         blob = Blob(parameters.digest, 0)
-        words = (8 * plan.word.itemsize, plan.narrow, plan.wide)
-        config = config_of(NAME, plan.ref, spec, blob, len(plan.cohort), words)
+        config = config_of(NAME, plan.ref, spec, blob, len(plan.cohort), plan.sizes)
         identity, trust = federation.identity, federation.trust
         self.server = Server(config, identity("coordinator", "main"), trust, plan.cohort)
         self.clients = {

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcore.errors import SpecError, nearest
 from fedcore.plugins import GROUPS, Parts, build, describe, installed
@@ -12,8 +12,12 @@ from fedcore.strategies.algorithms import ALGORITHMS
 from fedcore.strategies.modes import MODES
 from fedcore.strategies.optimizers import OPTIMIZERS
 from fedcore.strategies.preaggregators import PREAGGREGATORS
+from fedcore.strategies.privacy import private
 from fedcore.strategies.samplers import SAMPLERS
 from fedcore.strategies.strategy import Strategy
+
+if TYPE_CHECKING:
+    from fedcore.spec import RunSpec
 
 Builders = Mapping[str, Callable[..., Any]]
 # Field of a Strategy -> the kind of its parts, and ours by name.
@@ -62,6 +66,14 @@ def from_table(table: Mapping[str, Any], *, local: bool = False, folder: Path | 
         where = "strategy" if field == own else f"strategy.{field}"
         chosen[field] = _pre(parts, value, where) if field == "pre" else build(parts, value, where)
     return replace(base, **chosen)
+
+
+def strategy_of(spec: "RunSpec", *, local: bool = False, folder: Path | None = None) -> Strategy:
+    """Return the strategy of a run: that of [strategy], private in the way that [privacy] says.
+
+    local, folder: as in `from_table`. Raises SpecError, as `from_table` and `private` do.
+    """
+    return private(from_table(spec.strategy, local=local, folder=folder), spec)
 
 
 def _tables(table: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:

@@ -22,8 +22,8 @@ from fedcore.messages import Plan, Ref, Update
 from fedcore.simulations.population import client_name
 from fedcore.simulations.secure import Federation, Masked
 from fedcore.spec import RunSpec
-from fedcore.strategies import from_table
-from fedcore.strategies.privacy import private, released
+from fedcore.strategies.catalog import strategy_of
+from fedcore.strategies.privacy import released
 from fedcore.strategies.rounds import Round, train_plan
 from fedcore.strategies.terms import Rows
 from fedcore.strategies.words import Accumulator
@@ -99,7 +99,7 @@ def trained(**tables: object) -> Scene:
     """Return a round in which each client has taken one step on one picture."""
     spec = RunSpec.parse({"client": STEP, "cohort": {"size": CLIENTS}, **tables})
     task, names = Digits(), tuple(map(client_name, range(CLIENTS)))
-    strategy, trainer = private(from_table(spec.strategy), spec), trainer_for(task, spec)
+    strategy, trainer = strategy_of(spec), trainer_for(task, spec)
     parameters = trainer.parameters()
     trainer.receive(parameters)
     data = task.dataset()

@@ -19,9 +19,8 @@ from fedcore.privacy.levels import ClientLevel, DistributedLevel, ExampleLevel, 
 from fedcore.seeds import generator
 from fedcore.simulations.run import Progress
 from fedcore.spec import RunSpec
-from fedcore.strategies import from_table
+from fedcore.strategies.catalog import strategy_of
 from fedcore.strategies.conflicts import check
-from fedcore.strategies.privacy import private
 from fedcore.task import Task
 
 RATE = 0.1  # of the one step of SGD that is inverted
@@ -47,7 +46,7 @@ def audit(
             'privacy.level = "distributed": an audit has larger cohorts than the run, and its noise would be '
             'made for those; audit the same training with privacy.level = "local"'
         )
-    check(private(from_table(spec.strategy, local=True, folder=folder), spec), spec)
+    check(strategy_of(spec, local=True, folder=folder), spec)
     privacy = spec.privacy
     level = example_level if isinstance(privacy, Off | ExampleLevel) else client_level
     setting = Setting.of(spec, generator(spec.run.seed))

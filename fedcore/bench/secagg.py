@@ -208,7 +208,7 @@ class Job:
     def configuration(self, spec: RunSpec, degree: int) -> Config:
         """Return the attempt's configuration: with a graph of that degree, or that of the spec."""
         n, plan, encryption = len(self.names), self.plan, spec.encryption
-        said = (NAME, plan.ref, "", "", n, plan.minimum, 8 * plan.word.itemsize, plan.narrow, plan.wide)
+        said = (NAME, plan.ref, "", "", n, plan.minimum, *plan.sizes)
         declared = (encryption.corrupt, encryption.lost, spec.run.rounds)
         if not degree:
             return Config(*said, *declared)

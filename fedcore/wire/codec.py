@@ -91,7 +91,7 @@ def _(assignment: Assignment) -> pb.ToAgent:
         assignment=pb.Assignment(
             ref=to_wire(assignment.ref),
             task=pb.TaskName(name=assignment.task, digest=assignment.digest),
-            spec=assignment.spec.model_dump_json(exclude={"simulation"}),
+            spec=assignment.spec.travels(),
             layout=assignment.layout,
             parameters=to_wire(assignment.parameters),
             cohort=assignment.cohort,

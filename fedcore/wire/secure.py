@@ -8,20 +8,19 @@ from fedcore.spec import RunSpec
 
 
 def config_of(
-    federation: str, ref: Ref, spec: RunSpec, parameters: Blob, asked: int, words: tuple[int, int, int]
+    federation: str, ref: Ref, spec: RunSpec, parameters: Blob, asked: int, sizes: tuple[int, int, int]
 ) -> Config:
     """Return the configuration of an attempt, from its assignment and each side's own copy of the plan.
 
-    parameters: that the round starts from. asked: how many clients the assignment names. words: the bits of
-    a narrow word of the plan, and how many narrow and wide ones it has. Raises SpecError for too few clients.
+    parameters: that the round starts from. asked: how many clients the assignment names. sizes: the plan's.
+    Raises SpecError for too few clients.
     """
-    bits, narrow, wide = words
-    travels = spec.model_dump_json(exclude={"simulation"})
+    bits, narrow, wide = sizes
     return Config(
         federation=federation,
         ref=ref,
         parameters=parameters.sha256,
-        spec=sha256(travels.encode()).hexdigest(),
+        spec=sha256(spec.travels().encode()).hexdigest(),
         asked=asked,
         smallest=max(SMALLEST, spec.cohort.fewest),
         bits=bits,

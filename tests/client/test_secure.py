@@ -53,8 +53,7 @@ class Others:
         spec, ref, layout = self.work.spec, self.work.ref, self.federation.layout
         names = (AGENT, *(f"other-{i}" for i in range(4)))
         self.plan = train_plan(from_table(spec.strategy), spec, layout, ref, names, 5)
-        sizes = (8 * self.plan.word.itemsize, self.plan.narrow, self.plan.wide)
-        config = config_of("fed", ref, spec, self.work.parameters, 5, sizes)
+        config = config_of("fed", ref, spec, self.work.parameters, 5, self.plan.sizes)
         coordinator = self.federation.identity("coordinator", "main")
         self.trust = Trust(coordinator.root, "fed")
         self.server = Server(config, coordinator, self.trust, names)

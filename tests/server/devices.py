@@ -75,8 +75,7 @@ class Masking:
             return
         if work.ref not in self.clients:
             plan = plan_of(work, self.layout)
-            words = (8 * plan.word.itemsize, plan.narrow, plan.wide)
-            config = config_of("fed", work.ref, work.spec, work.parameters, work.cohort, words)
+            config = config_of("fed", work.ref, work.spec, work.parameters, work.cohort, plan.sizes)
             self.updates[work.ref] = plan, await self.train(agent, work)
             trust = Trust(self.identity.root, "fed")
             self.clients[work.ref] = Client(
