@@ -11,10 +11,13 @@ used, because it takes B and q from the length of a loader's data set, and makes
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import hypot, inf
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
@@ -35,6 +38,19 @@ from fedcore.task import Task
 
 REFUSED = 'privacy.level = "example"'
 UNSEEN = 0.01  # of an example's gradient norm; TF32 leaves less between two ways to compute it
+
+
+@dataclass
+class Draws:
+    """What a client's Poisson batches and noise are drawn from."""
+
+    rate: float
+    batches: np.random.Generator
+    noise: torch.Generator
+
+    def batch(self, count: int) -> NDArray[np.int64]:
+        """Return the next batch: each of so many examples with probability `rate`, by its place."""
+        return np.flatnonzero(self.batches.random(count) < self.rate)
 
 
 class DPSGD:
@@ -78,8 +94,8 @@ class DPSGD:
 
         careful: take examples one by one and leave out those whose gradient is not finite.
         """
-        place, device = (ref.round, ref.attempt, client), self.trained[0].device
-        self.draws = generator(self.entropy, "dp batches", *place)
+        device = self.trained[0].device
+        self.drawn = self.draws(ref, client)
         self.careful, self.at_once = careful, 1 if careful else self.privacy.at_once
         kind = DPOptimizerFastGradientClipping if self.ghost else DPOptimizer
         self.optimizer = kind(  # a new one: what an interrupted client accumulated must not go on
@@ -87,11 +103,23 @@ class DPSGD:
             noise_multiplier=self.privacy.noise_multiplier,
             max_grad_norm=self.privacy.clip_norm,
             expected_batch_size=self.expected,
-            generator=noise_generator(device, generator(self.entropy, "dp noise", *place)),
+            generator=self.drawn.noise,
         )
         # An example shifts the dropout masks of those after it, which must not show: nobody knows the masks.
+        place = (ref.round, ref.attempt, client)
         masks = noise_generator(device, generator(self.entropy, "dp dropout", *place)).get_state()
         torch.set_rng_state(masks) if device.type == "cpu" else torch.cuda.set_rng_state(masks, device)
+
+    def draws(self, ref: Ref, client: str) -> Draws:
+        """Return what one client's batches and noise are drawn from; a new attempt has another one."""
+        place, device = (ref.round, ref.attempt, client), self.trained[0].device
+        noise = noise_generator(device, generator(self.entropy, "dp noise", *place))
+        return Draws(self.privacy.sampling_rate, generator(self.entropy, "dp batches", *place), noise)
+
+    def noise(self, draws: Draws, like: Tensor) -> Tensor:
+        """Return N(0, (z C)²) in the shape of a parameter, as Opacus draws it."""
+        std = self.privacy.noise_multiplier * self.privacy.clip_norm
+        return torch.normal(0.0, std, like.shape, generator=draws.noise, device=like.device, dtype=like.dtype)
 
     def batches(self, examples: Examples) -> Iterator[Batch]:
         """Yield every step's batch, in parts of at most `at_once` examples; it may be empty.
@@ -99,8 +127,7 @@ class DPSGD:
         The optimiser is told which part completes a batch, as Opacus's BatchMemoryManager does.
         """
         for _ in range(self.steps):
-            drawn = self.draws.random(len(examples)) < self.privacy.sampling_rate
-            batch = torch.from_numpy(np.flatnonzero(drawn))
+            batch = torch.from_numpy(self.drawn.batch(len(examples)))
             parts = torch.split(batch, self.at_once or max(len(batch), 1))
             for number, part in enumerate(parts, 1):
                 self.optimizer.signal_skip_step(number < len(parts))
@@ -114,11 +141,9 @@ class DPSGD:
         """
         losses, seen, total = Losses(), 0, torch.zeros(())
         before = self._buffers()
-        with warnings.catch_warnings():  # of torch, at the first layer, whose input needs no gradient
-            warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+        with quiet():
             for x, y in batches:
-                if len(x) and not self.seen_whole:
-                    self.seen_whole = self._sees_whole(x[:1], y[:1])
+                self.look(x[:1], y[:1])
                 self.optimizer.zero_grad(set_to_none=True)
                 loss, count = self._differentiate(x, y)
                 seen, total = seen + count, total + loss
@@ -152,6 +177,11 @@ class DPSGD:
             p.grad_sample = None if self.ghost else p.new_zeros((0, *p.shape))  # type: ignore[attr-defined]
         return torch.zeros(()), 0
 
+    def look(self, x: Tensor, y: Tensor) -> None:
+        """Check, once, that Opacus sees all of a gradient, on one example if there is one."""
+        if len(x) and not self.seen_whole:
+            self.seen_whole = self._sees_whole(x, y)
+
     def _sees_whole(self, x: Tensor, y: Tensor) -> bool:
         """Tell whether Opacus sees all of an example's gradient; False if there is none, or not a finite one.
 
@@ -160,7 +190,7 @@ class DPSGD:
         TaskError, naming the parameter.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        with quiet(), torch.random.fork_rng([x.device] if x.is_cuda else []):
             try:
                 self.losses(self.module(x), y).sum().backward()  # type: ignore[no-untyped-call]
             except NotImplementedError as error:
@@ -193,6 +223,14 @@ class DPSGD:
     def sound(self) -> bool:
         """Whether all trained parameters are finite."""
         return all(bool(p.isfinite().all()) for p in self.trained)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold torch's warning back that the input of the first layer needs no gradient."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+        yield
 
 
 def noise_generator(device: torch.device, rng: np.random.Generator) -> torch.Generator:

@@ -13,6 +13,7 @@ losses has each client's gradient in its own row.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ from torch.nn.utils.rnn import pad_sequence
 from fedcore.client.algorithms import Column, End
 from fedcore.client.examples import Examples
 from fedcore.client.losses import single_losses
-from fedcore.client.trainer import TorchTrainer, seed_device
+from fedcore.client.module import Resident
+from fedcore.client.trainer import TorchTrainer, initial_seed, seed_device
 from fedcore.layout import Parameters
 from fedcore.messages import Plan, Ref
 from fedcore.metrics import EXAMPLE_BOUND
@@ -37,11 +39,12 @@ from fedcore.simulations.sequential import Sequential
 from fedcore.simulations.steppers import stepper_for
 from fedcore.strategies.terms import Rows
 
+if TYPE_CHECKING:
+    from fedcore.client.dpsgd import DPSGD
+
 
 def obstacle(trainer: TorchTrainer) -> str:
     """Return what keeps a task from being vectorised, "" where nothing is known to."""
-    if trainer.private:
-        return "DP-SGD trains one client after another"
     if trainer.half.alone:
         return f"{type(trainer.strategy.algorithm).__name__} {trainer.half.alone}"
     if problem := unbatchable(trainer.model, trainer.half):
@@ -87,6 +90,20 @@ class Stack:
         return self.x[place], self.y[place], mask
 
 
+@dataclass
+class Past:
+    """What the steps of a chunk have seen, (k,) each: summed losses, examples, steps."""
+
+    losses: Tensor
+    seen: Column
+    steps: Column
+
+    @classmethod
+    def of(cls, clients: int, device: torch.device) -> "Past":
+        """Return that of clients which have taken no step."""
+        return cls(torch.zeros(clients, dtype=torch.float64, device=device), *np.zeros((2, clients)))
+
+
 class Vectorized:
     """Trains `chunk` clients at a time, to the sequential engine's result but for the order of sums.
 
@@ -101,13 +118,18 @@ class Vectorized:
         """Share the sequential engine's trainer: its model, its seeds, its device."""
         self.population, self.trainer, self.chunk = population, trainer, chunk
         self.states, self.sequential = states, Sequential(population, trainer, states)
-        self.spec, self.model = trainer.spec, Batchable(trainer.model)
+        # Opacus's hooks on the trainer's module, of DP-SGD, know nothing of rows.
+        seed, personal = initial_seed(trainer.seed), trainer.half.personal
+        twin = Resident(trainer.task, seed, trainer.device, personal) if trainer.private else None
+        self.spec, self.model = trainer.spec, Batchable(twin or trainer.model)
         self.single = single_losses(trainer.task)
         keep_memory()
         kinds = {entry.name: entry.kind for entry in trainer.layout.entries}
         trained = [(n, p) for n, p in trainer.model.module.named_parameters() if p.requires_grad]
+        order = {name: place for place, (name, _) in enumerate(trained)}
         trained.sort(key=lambda item: kinds[item[0]] != "shared")  # stable: as in the layout
         self.names = [name for name, _ in trained]
+        self.drawn = np.argsort([order[name] for name in self.names]).tolist()  # in the order of the module
         self.shapes = [p.shape for _, p in trained]
         self.local = [trainer.model.fresh[name].reshape(-1) for name, _ in trained if kinds[name] != "shared"]
         self.stacks: dict[tuple[str, ...], Stack] = {}
@@ -138,6 +160,10 @@ class Vectorized:
     def _train(self, ref: Ref, clients: Sequence[str], stack: Stack) -> Answers:
         trainer = self.trainer
         trainer.pace(ref.round)
+        if trainer.private:  # a task that the sequential engine refuses is refused
+            trainer.load({})
+            trainer.private.begin(ref, clients[0])
+            trainer.private.look(stack.x[0, :1], stack.y[0, :1])
         states = [self.states[client] for client in clients]
         flat = torch.cat([trainer.shared, *self.local]).repeat(len(clients), 1)
         shared, local = flat[:, : trainer.layout.shared_size], flat[:, trainer.layout.shared_size :]
@@ -152,29 +178,63 @@ class Vectorized:
         self.model.module.train()
         seed_device(trainer.device, integer(trainer.seed, "dropout", ref.round, *clients))
         step = stepper_for(trainer.spec.optimizer, views)
-        losses = torch.zeros(len(clients), dtype=torch.float64, device=flat.device)
-        steps = np.zeros(len(clients))
+        past = Past.of(len(clients), flat.device)
+        if trainer.private:
+            gradients = self.private_gradients(trainer.private, ref, clients, stack, views, past)
+        else:
+            gradients = self.gradients(ref, clients, stack, views, remembered, past)
+        for parts in gradients:
+            step(self.corrected(parts, correction(shared)[: len(parts[0])]) if correction else parts)
+        told = self.scalars(past, stack.counts)
+        weight = np.ones(len(clients)) if trainer.private else told["weight"]
+        end = End(shared.sub_(trainer.shared), past.steps, weight)  # in place: memory is dear
+        vectors, scalars, kept = trainer.finish(start, end)
+        if trainer.half.splits:
+            own = torch.cat([local.double(), *self.model.own(remembered)], 1).cpu().numpy()
+            kept = [{**k, "model.local": row.copy()} for k, row in zip(kept, own, strict=True)]
+        if trainer.layout.buffer_size:
+            vectors = {**vectors, "buffers": self.model.sent(remembered).cpu().numpy()}
+        return Answers(clients, Rows(vectors, {**told, **scalars}), kept)
+
+    def gradients(
+        self,
+        ref: Ref,
+        clients: Sequence[str],
+        stack: Stack,
+        views: list[Tensor],
+        remembered: dict[str, Tensor],
+        past: Past,
+    ) -> Iterator[Sequence[Tensor]]:
+        """Yield each step's gradients, (a, *shape) a parameter, at what the weights are by then."""
         for x, y, mask in self.batches(ref, clients, stack):
             active = len(mask)
             weights = [view[:active].detach().requires_grad_() for view in views]
             self.model.fewest = int(mask[-1].sum()) if self.model.masks else 2
             each = self.losses(weights, remembered, x, y, mask)
             mean = each * (mask / mask.sum(1, keepdim=True))
-            gradients: Sequence[Tensor] = torch.autograd.grad(mean.sum(), weights)
-            if correction:
-                gradients = self.corrected(gradients, correction(shared)[:active])
-            step(gradients)
-            steps[:active] += 1
-            losses[:active] += (each.detach() * mask).sum(1)
-        told = self.scalars(losses.cpu().numpy(), stack.counts)
-        end = End(shared.sub_(trainer.shared), steps, told["weight"])  # in place: memory is dear
-        vectors, scalars, kept = trainer.finish(start, end)
-        if trainer.half.splits:
-            parts = torch.cat([local.double(), *self.model.own(remembered)], 1).cpu().numpy()
-            kept = [{**k, "model.local": part.copy()} for k, part in zip(kept, parts, strict=True)]
-        if trainer.layout.buffer_size:
-            vectors = {**vectors, "buffers": self.model.sent(remembered).cpu().numpy()}
-        return Answers(clients, Rows(vectors, {**told, **scalars}), kept)
+            yield torch.autograd.grad(mean.sum(), weights)
+            past.steps[:active] += 1
+            past.losses[:active] += (each.detach() * mask).sum(1)
+        past.seen += [self.spec.passes(n) * n for n in stack.counts.tolist()]
+
+    def private_gradients(
+        self,
+        private: "DPSGD",
+        ref: Ref,
+        clients: Sequence[str],
+        stack: Stack,
+        views: list[Tensor],
+        past: Past,
+    ) -> Iterator[Sequence[Tensor]]:
+        """Yield each step's gradients under DP-SGD, (k, *shape), which all clients take."""
+        from fedcore.simulations.private import PrivateSteps  # which imports Opacus, 2 s
+
+        yield from PrivateSteps(private, self.example, ref, clients)(views, self.drawn, stack, past)
+
+    def example(self, weights: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of one example under one client's weights."""
+        output = self.model(dict(zip(self.names, weights, strict=True)), x[None], x.new_ones(1))
+        return self.single(output, y[None])[0]
 
     def corrected(self, gradients: Sequence[Tensor], correction: Tensor) -> list[Tensor]:
         """Return the gradients, those of shared parameters with their part of a correction (k, d)."""
@@ -195,12 +255,12 @@ class Vectorized:
         mean: Column = total.cpu().numpy() / stack.counts.clip(min=1)
         return np.where(np.isnan(mean), EXAMPLE_BOUND, mean.clip(-EXAMPLE_BOUND, EXAMPLE_BOUND))
 
-    def scalars(self, losses: Column, counts: NDArray[np.int64]) -> dict[str, Column]:
+    def scalars(self, past: Past, counts: NDArray[np.int64]) -> dict[str, Column]:
         """Return weight, loss sum and count of each client, as the trainer states them."""
         weight = np.minimum(counts.astype(np.float64), self.trainer.max_weight)
-        passes = [self.spec.passes(n) for n in counts.tolist()] if self.spec.steps else self.spec.epochs
-        seen = weight * passes
-        bound, sums = EXAMPLE_BOUND * seen, losses * weight / counts.clip(min=1)
+        share = weight / counts.clip(min=1)
+        seen = past.seen * share
+        bound, sums = EXAMPLE_BOUND * seen, past.losses.cpu().numpy() * share
         loss = np.where(np.isnan(sums), bound, sums.clip(-bound, bound))
         return {"weight": weight, "loss": loss, "count": seen}
 

@@ -425,7 +425,8 @@ def test_each_worker_process_has_entropy_of_its_own() -> None:
     assert not np.array_equal(rows[0], rows[1])
 
 
-def test_a_simulation_repeats_bit_for_bit() -> None:
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_a_simulation_repeats_bit_for_bit(engine: str) -> None:
     class Drawn(Net):
         def dataset(self) -> Any:
             return self.examples(60).batch(slice(0, 60))
@@ -434,8 +435,9 @@ def test_a_simulation_repeats_bit_for_bit() -> None:
 
     run = spec(1.0, 0.3, epochs=2, steps=0)
     run = run.with_("run.rounds=2", "cohort.size=4", "simulation.clients=6", "evaluation.where=holdout")
+    run = run.with_(f"simulation.engine={engine}", "simulation.chunk=3")
     one, same, other = (simulate(Drawn(), run.with_(f"run.seed={seed}")) for seed in (1, 1, 2))
-    assert one.engine == "sequential" and one.parameters.digest == same.parameters.digest
+    assert one.engine == engine and one.parameters.digest == same.parameters.digest
     assert one.parameters.digest != other.parameters.digest
 
 

@@ -14,7 +14,6 @@ from fedcore.client.trainer import TorchTrainer
 from fedcore.client.training import trainer_for
 from fedcore.errors import SpecError, TaskError
 from fedcore.messages import Ref, Update
-from fedcore.simulations.vectorized import obstacle
 from fedcore.spec import RunSpec
 from fedcore.task import Task
 
@@ -160,10 +159,6 @@ def test_a_trainer_of_the_tasks_own_is_refused() -> None:
         SpecError, match="Own brings a trainer of its own, whose steps cannot be accounted for"
     ):
         trainer_for(Own(), spec())
-
-
-def test_clients_are_not_vectorized() -> None:
-    assert obstacle(TorchTrainer(Of(), spec())) == "DP-SGD trains one client after another"
 
 
 class Beside(nn.Module):
