@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from fedcore.client.algorithms.base import AnyHalf, Half, Losses
 from fedcore.client.examples import Batch, Examples
-from fedcore.client.losses import single_losses
+from fedcore.client.losses import precision, single_losses
 from fedcore.errors import SpecError, TaskError
 from fedcore.messages import Ref
 from fedcore.privacy.claims import steps
@@ -77,6 +77,7 @@ class DPSGD:
         check_layers(module)
         self.task, self.module, self.privacy, self.entropy = task, module, spec.privacy, entropy
         self.inner, self.steps, self.expected = optimizer, steps(spec), spec.client.batch_size
+        self.client = spec.client
         self.trained = [p for p in module.parameters() if p.requires_grad]
         self.losses = single_losses(task)
         self.seen_whole = False
@@ -163,7 +164,8 @@ class DPSGD:
     def _differentiate(self, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
         """Leave the gradients of a batch's part where the optimiser looks; return its loss and its size."""
         if len(x):
-            each = self.losses(self.module(x), y)
+            with precision(self.client, str(x.device)):
+                each = self.losses(self.module(x), y)
             if self.ghost:
                 DPTensorFastGradientClipping(self.hooks, self.optimizer, each, "sum").backward()
             else:

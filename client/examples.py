@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedcore.data import ArrayDataset
 from fedcore.errors import DataError
@@ -27,32 +26,17 @@ class Examples(Protocol):
 
 
 @dataclass(frozen=True)
-class TensorExamples:
-    """Examples held as two tensors with the examples along the first axis."""
+class PairExamples:
+    """Examples along the first axis of two tensors, or of two arrays where a trainer is no PyTorch loop."""
 
-    x: "Tensor"
-    y: "Tensor"
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def batch(self, index: "Tensor | slice") -> Batch:
-        """Return inputs and targets of some examples."""
-        return self.x[index], self.y[index]
-
-
-@dataclass(frozen=True)
-class ArrayExamples:
-    """Examples held as two arrays, for a trainer that is no PyTorch loop."""
-
-    x: NDArray[Any]
-    y: NDArray[Any]
+    x: Any
+    y: Any
 
     def __len__(self) -> int:
         return len(self.x)
 
     def batch(self, index: Any) -> Any:
-        """Return inputs and targets of some examples, as arrays."""
+        """Return inputs and targets of some examples."""
         return self.x[index], self.y[index]
 
 
@@ -91,8 +75,8 @@ def examples_from(data: Any, device: str | None = "cpu") -> Examples:
         if len(x) != len(y):
             raise DataError(f"{len(x)} inputs but {len(y)} targets; expected as many of each")
         if device is None:
-            return ArrayExamples(np.asarray(x), np.asarray(y))
-        return TensorExamples(_tensor(x, device), _tensor(y, device))
+            return PairExamples(np.asarray(x), np.asarray(y))
+        return PairExamples(_tensor(x, device), _tensor(y, device))
     if device is not None and hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         return DatasetExamples(data, range(len(data)), device)
     raise DataError(

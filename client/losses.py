@@ -1,12 +1,22 @@
 """The loss of a task, example by example: for gradients of single examples and for batches with padding."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.nn.functional import cross_entropy
 
+from fedcore.spec import Client
 from fedcore.task import Task
+
+
+def precision(spec: Client, device: str) -> AbstractContextManager[object]:
+    """Return the context in which a client's losses are computed, in bfloat16 where the spec asks for it."""
+    if not spec.autocast:
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 
 def single_losses(task: Task) -> Callable[[Tensor, Tensor], Tensor]:

@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fedcore.client.algorithms import Column, Correction, End, Losses, Start, half_of
 from fedcore.client.examples import Batch, Examples
+from fedcore.client.losses import precision
 from fedcore.client.module import Resident
 from fedcore.client.training import Kept
 from fedcore.errors import TaskError
@@ -172,7 +173,8 @@ class TorchTrainer:
         for x, y in batches:
             for parameter in self.trained:  # what zero_grad() does, at a tenth of its price
                 parameter.grad = None
-            loss = objective(x, y) if objective else self.task.loss(module(x), y)
+            with precision(self.spec, self.device):
+                loss = objective(x, y) if objective else self.task.loss(module(x), y)
             loss.backward()  # type: ignore[no-untyped-call]
             if correction:
                 self.correct(correction)

@@ -8,9 +8,11 @@ from typing import Protocol
 
 from fedcore.client.training import Kept
 from fedcore.layout import Parameters
-from fedcore.messages import Plan
+from fedcore.messages import Plan, Verdict
 from fedcore.simulations.states_file import StatesFile
+from fedcore.strategies.rounds import Round, receive_rows
 from fedcore.strategies.terms import Rows
+from fedcore.strategies.words import Words
 
 MEMORY = 1 << 28  # bytes of clients' states
 
@@ -24,13 +26,44 @@ class Answers:
     kept: Sequence[Kept]
 
 
+@dataclass(frozen=True)
+class Summed:
+    """Answers that were checked and summed where they were made, in the words of the round.
+
+    verdicts: of every client, in the order in which they were checked.
+    """
+
+    verdicts: Mapping[str, Verdict]
+    words: Words
+    kept: Sequence[Kept]
+
+    @classmethod
+    def of(cls, plan: Plan, answers: Answers) -> "Summed":
+        """Check and sum the answers of some of a plan's cohort."""
+        part = Round(plan)
+        receive_rows(part, answers.clients, answers.rows)
+        return cls(part.verdicts, part.sums.words, answers.kept)
+
+    @property
+    def clients(self) -> Sequence[str]:
+        """Who has answered."""
+        return list(self.verdicts)
+
+    def enter(self, round: Round) -> None:
+        """Enter a round, which has then received the answers."""
+        round.sums.add_words(self.words)
+        for client, verdict in self.verdicts.items():
+            round.settle(client, verdict)
+
+
 class Engine(Protocol):
-    """What trains and evaluates virtual clients."""
+    """What trains and evaluates virtual clients, so many at once, in so many processes or threads (or 0)."""
 
     name: str
     chunk: int
+    workers: int
 
-    def answer(self, plan: Plan, parameters: Parameters) -> Iterator[Answers]:
+    def answer(self, plan: Plan, parameters: Parameters) -> Iterator[Answers | Summed]:
         """Yield the answers of a plan's whole cohort, in any order; lazily, so that one may stop early."""
         ...
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedcore.simulations.result import Result
     from fedcore.spec import RunSpec
 
-app = typer.Typer(help="Federations on this machine.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(help="Federations on this machine.", no_args_is_help=True)
 
 PANEL = "Simulate on this machine"
 
@@ -31,7 +31,8 @@ def simulate(
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as run.rounds=3.")] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="auto|sequential|vectorized|processes", help="As simulation.engine.")
+        str | None,
+        typer.Option(metavar="auto|sequential|vectorized|processes|ray", help="As simulation.engine."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="As run.seed.")] = None,
     grid: Annotated[
@@ -233,14 +234,12 @@ def print_result(result: "Result", folder: Path, as_json: bool) -> None:
     """Print what a run reached, for people or as JSON."""
     if as_json:
         typer.echo((folder / "result.json").read_text(encoding="utf-8"), nl=False)
-    else:
-        show(result, folder)
-
-
-def show(result: "Result", folder: Path) -> None:
-    """Print what a run reached."""
+        return
     summary = result.summary()
-    rows = {name: f"{value:.4f}" for name, value in result.final.items()} | {
+    rows = {name: f"{value:.4f}" for name, value in result.final.items()}
+    if summary["stopped_early"]:
+        rows["ended"] = summary["stopped_early"]
+    rows |= {
         "speed": f"{summary['clients_per_second']:,.0f} clients/s",
         "seconds": f"{sum(summary['seconds_per_round']):.1f} of training in {summary['rounds']} rounds",
         "engine": f"{result.engine} ({result.reason})",

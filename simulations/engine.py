@@ -3,19 +3,22 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Any
 
-from fedcore.client.examples import Examples, TensorExamples
+from fedcore.client.examples import Examples, PairExamples
 from fedcore.client.trainer import TorchTrainer
 from fedcore.client.training import Trainer
 from fedcore.errors import SpecError
-from fedcore.messages import Ref
+from fedcore.messages import Plan, Ref
 from fedcore.simulations.answers import ClientStates, Engine
+from fedcore.simulations.handout import Handout
 from fedcore.simulations.population import Population
-from fedcore.simulations.processes import Processes, workers_for
+from fedcore.simulations.processes import Processes, cores, workers_for
 from fedcore.simulations.sequential import Sequential
 from fedcore.simulations.vectorized import Stack, Vectorized, obstacle
+from fedcore.spec import RunSpec
 
 CHUNKS = (8, 32, 128, 512)  # clients; far apart, since the speed is flat around the best
 MOMENT = 0.3  # seconds that one measurement may take before no larger chunk is tried
@@ -35,7 +38,7 @@ class Choice:
     @property
     def chosen(self) -> dict[str, Any]:
         """What the resolved spec says of it, under [simulation]."""
-        workers = {"workers": self.engine.workers} if isinstance(self.engine, Processes) else {}
+        workers = {"workers": self.engine.workers} if self.engine.workers else {}
         return {"engine": self.engine.name, "chunk": self.engine.chunk, **workers}
 
 
@@ -47,21 +50,23 @@ def choose(population: Population, trainer: Trainer, states: ClientStates, clien
     simulation, sequential = population.spec.simulation, Sequential(population, trainer, states)
     if simulation.engine == "sequential":
         return Choice(sequential, "as asked")
-    if simulation.engine == "processes":
+    if simulation.engine in ("processes", "ray"):
         try:
-            processes = ready_processes(population, trainer, states)
+            workers = ready(handout_for(simulation.engine), population, trainer, states)
         except SpecError as error:
-            raise SpecError(f'simulation.engine = "processes": {error}; or use "auto"') from error
-        return Choice(processes, f"{processes.workers} workers, as asked")
+            raise SpecError(f'simulation.engine = "{simulation.engine}": {error}; or use "auto"') from error
+        return Choice(workers, f"{workers.workers} workers, as asked")
     if not isinstance(trainer, TorchTrainer):
         return Choice(sequential, _unfit(simulation.engine, "it brings its own trainer"))
     heads = shortened(population, trainer, clients, BATCHES)
-    measured = measure(population, trainer, heads, (simulation.chunk,) if simulation.chunk else CHUNKS)
+    chunks = (simulation.chunk,) if simulation.chunk else CHUNKS
+    measured = measure(population, trainer, heads, chunks, thread_counts(population.spec))
     if measured.problem:
         choice = Choice(sequential, _unfit(simulation.engine, measured.problem))
     else:
-        said = f"chunk {measured.chunk}, {measured.gain:.1f}x sequential"
-        choice = Choice(Vectorized(population, trainer, states, measured.chunk), said)
+        count = f", {measured.threads} threads" if measured.threads > 1 else ""
+        said = f"chunk {measured.chunk}{count}, {measured.gain:.1f}x sequential"
+        choice = Choice(Vectorized(population, trainer, states, measured.chunk, measured.threads), said)
         if simulation.engine == "auto" and measured.gain < 1:
             choice = Choice(sequential, f"vectorised would be slower: {said}")
     if simulation.engine == "vectorized":
@@ -72,11 +77,30 @@ def choose(population: Population, trainer: Trainer, states: ClientStates, clien
         return replace(choice, reason=f"{choice.reason}; {error}")
 
 
-def ready_processes(population: Population, trainer: Trainer, states: ClientStates) -> Processes:
+def handout_for(name: str) -> type[Handout[Any]]:
+    """Return the kind of workers of that name; raises MissingExtra where Ray is not installed."""
+    if name == "processes":
+        return Processes
+    from fedcore.simulations.cluster import Cluster
+
+    return Cluster
+
+
+def ready(
+    kind: type[Handout[Any]], population: Population, trainer: Trainer, states: ClientStates
+) -> Handout[Any]:
     """Return workers that are ready; raises SpecError where they cannot import or build the task."""
-    processes = Processes(population, trainer, states)
-    processes.ready()
-    return processes
+    workers = kind(population, trainer, states)
+    workers.ready()
+    return workers
+
+
+def thread_counts(spec: RunSpec) -> tuple[int, ...]:
+    """Return with how many threads to try the vectorised engine; more of them change the last bits."""
+    simulation, least = spec.simulation, spec.client.threads
+    if simulation.workers or simulation.engine != "auto":
+        return (simulation.workers or least,)
+    return tuple(sorted({least, max(least, cores())}))
 
 
 def _unfit(engine: str, problem: str) -> str:
@@ -88,11 +112,12 @@ def _unfit(engine: str, problem: str) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds a client in both engines, with the best chunk; or what keeps it from being vectorised."""
+    """Seconds a client in both engines, with the best chunk and threads; or what keeps it from being so."""
 
     sequential: float
     vectorized: float = float("inf")
     chunk: int = 0
+    threads: int = 1
     problem: str = ""
 
     @property
@@ -109,11 +134,15 @@ def shortened(
     if trainer.private:
         return parts
     most = batches * trainer.spec.batch_size
-    return {c: TensorExamples(*part.batch(slice(0, min(most, len(part))))) for c, part in parts.items()}
+    return {c: PairExamples(*part.batch(slice(0, min(most, len(part))))) for c, part in parts.items()}
 
 
 def measure(
-    population: Population, trainer: TorchTrainer, heads: Mapping[str, Examples], chunks: Sequence[int]
+    population: Population,
+    trainer: TorchTrainer,
+    heads: Mapping[str, Examples],
+    chunks: Sequence[int],
+    counts: Sequence[int],
 ) -> Measured:
     """Train some clients on their first batches in both engines; nothing of it is kept."""
     ref, few = Ref(population.spec.run.name, 1, 0, "train"), list(heads)[:8]
@@ -123,23 +152,25 @@ def measure(
             trainer.train(ref, client, heads[client], {})
 
     row = trainer.layout.shared_size * trainer.layout.dtype.itemsize
-    best, fits = (0, float("inf")), max(1, MEMORY // (6 * row))
+    best, fits = (float("inf"), 0, 1), max(1, MEMORY // (6 * row))
     problem = obstacle(trainer)
     try:
         for chunk in () if problem else dict.fromkeys(min(c, len(heads), fits) for c in chunks):
             names = tuple(heads)[:chunk]
             stack = Stack.of([heads[c] for c in names])
-            engine = Vectorized(population, trainer, ClientStates(), chunk)
-            seconds = timed(lambda e=engine, n=names, s=stack: e.train(ref, n, s))  # type: ignore[misc]
-            best = min(best, (chunk, seconds / chunk), key=lambda pair: pair[1])
-            if seconds > MOMENT:
+            tries = []
+            for count in counts:
+                engine = Vectorized(population, trainer, ClientStates(), chunk, count)
+                tries.append((timed(partial(engine.train, ref, names, stack)) / chunk, chunk, count))
+            best = min(best, *tries)
+            if min(tries)[0] * chunk > MOMENT:
                 break
-    except (RuntimeError, ValueError) as error:  # no batching rule; NotImplementedError is a RuntimeError
+    except (RuntimeError, ValueError, TypeError) as error:  # no batching rule, or one that takes no rows
         problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     sequential = timed(lambda: trainer.train(ref, few[0], heads[few[0]], {}))
     if sequential * len(few) < MOMENT:  # of quick clients more, which differ
         sequential = timed(one_by_one) / len(few)
-    return Measured(sequential, problem=problem) if problem else Measured(sequential, best[1], best[0])
+    return Measured(sequential, problem=problem) if problem else Measured(sequential, *best)
 
 
 def in_processes(
@@ -166,7 +197,7 @@ def in_processes(
     fastest = alone / max(measured.gain, 1.0)
     if client.device != "cpu" or workers < 2 or whole < HEAVY or fastest - at_best < PAYS:
         return None
-    engine = ready_processes(population, trainer, states)
+    engine = ready(Processes, population, trainer, states)
     batches = max(BATCHES, int(BATCHES * MOMENT / 2 / measured.sequential))
     each = shortened(population, trainer, list(heads)[:workers], batches)
     gain = gain_of(engine, trainer, each) * size / (turns * workers)
@@ -176,16 +207,16 @@ def in_processes(
     return None
 
 
-def gain_of(engine: Processes, trainer: TorchTrainer, heads: Mapping[str, Examples]) -> float:
+def gain_of(engine: Handout[Any], trainer: TorchTrainer, heads: Mapping[str, Examples]) -> float:
     """Return how many times as fast workers train some clients, one each, as one after another would be."""
     population, ref = engine.population, Ref(engine.population.spec.run.name, 1, 0, "train")
     longest = max(heads, key=lambda name: len(heads[name]))
     share = sum(len(head) for head in heads.values()) / max(len(heads[longest]), 1)
-    parameters = trainer.parameters()
+    plan, parameters = Plan(ref, tuple(heads), 0, 0, 1.0, {}, {}, sees=True), trainer.parameters()
     population.poison = lambda name, _: heads[name]
     try:
-        list(engine.work(ref, list(heads), parameters))  # the first time is not like the others
-        seconds = timed(lambda: list(engine.work(ref, list(heads), parameters)))
+        list(engine.answer(plan, parameters))  # the first time is not like the others
+        seconds = timed(lambda: list(engine.answer(plan, parameters)))
     finally:
         population.poison = None
     return share * timed(lambda: trainer.train(ref, longest, heads[longest], {})) / seconds

@@ -53,6 +53,7 @@ class Population:
         self.dataset = _as_dataset(task.dataset())
         self.parts = None if self.dataset is None else self._cut(self.dataset)
         self.examples = lru_cache(maxsize=CACHED_CLIENTS)(self._examples)
+        self.sizes: dict[str, int] = {}
         self.poison: Callable[[str, Examples], Examples] | None = None  # in the rounds of an attack on data
 
     def _cut(self, dataset: Any) -> list[Split[NDArray[np.int64]]]:
@@ -80,6 +81,12 @@ class Population:
         if isinstance(self.dataset, ArrayDataset):
             return self.dataset.take(index)
         return Subset(self.dataset, index.tolist())
+
+    def size(self, name: str) -> int:
+        """Return how many examples a client trains on; remembered, since the examples of many are not."""
+        if name not in self.sizes:
+            self.sizes[name] = len(self.examples(name)[0])
+        return self.sizes[name]
 
     def training(self, name: str) -> Examples:
         """Return what a client trains on: its training examples, unless somebody poisons them."""

@@ -15,6 +15,7 @@ from fedcore.simulations.page import (
     canvas,
     inline,
     page,
+    plain,
     section,
     table,
     tiles,
@@ -74,13 +75,9 @@ def _draw(axes: "Axes", names: Sequence[str], over: str, rows: Rows) -> None:
                 annotation_clip=False,
             )
     axes.set_title(names[0] if len(names) == 1 else "loss", loc="left", fontsize=12, color=INK, weight="bold")
-    axes.set_xlabel(over, fontsize=11, color=INK)
-    axes.set_facecolor("none")
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
-    axes.tick_params(colors=INK, labelsize=10, length=0)
+    plain(axes, over)
+    axes.grid(visible=False, axis="x")
+    axes.spines["bottom"].set(visible=True, color=FAINT)
     axes.locator_params(axis="x", integer=over == "round")
     if names == ["clients/s"]:
         axes.set_ylim(bottom=0)

@@ -12,6 +12,7 @@ from fedcore.errors import ConfigError
 from fedcore.layout import Layout, Parameters
 from fedcore.privacy.claims import promise
 from fedcore.spec import RunSpec
+from fedcore.strategies.stopping import stopped_early
 from fedcore.task import Task
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Result:
             "engine_reason": self.reason,
             "seed": self.spec.run.seed,
             "final": self.final,
+            "stopped_early": stopped_early(self.spec.evaluation, self.metrics),
             "encryption": self.spec.encryption.model_dump(include={"updates", "encoding"}),
             "privacy": private,
             "seconds_per_round": seconds,

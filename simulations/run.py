@@ -3,11 +3,9 @@
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from fedcore import metrics as metric_sums
 from fedcore.client.examples import examples_from
@@ -22,13 +20,14 @@ from fedcore.privacy.claims import resolved, spent
 from fedcore.privacy.levels import OFF, ClientLevel
 from fedcore.seeds import generator
 from fedcore.simulations.adversary import Adversary, attacked
-from fedcore.simulations.answers import Answers, ClientStates
+from fedcore.simulations.answers import Answers, ClientStates, Summed
 from fedcore.simulations.attacks import ATTACKS
+from fedcore.simulations.borrowed import random_state, threads
 from fedcore.simulations.buffered import Step, Workers
 from fedcore.simulations.checkpoint import Journal, Row, Snapshot, uninterrupted
 from fedcore.simulations.engine import choose
+from fedcore.simulations.handout import Handout, summable
 from fedcore.simulations.population import Population, check_population
-from fedcore.simulations.processes import Processes
 from fedcore.simulations.result import Result, clients_of
 from fedcore.simulations.secure import Federation, Masked
 from fedcore.simulations.speeds import Stopwatch
@@ -36,11 +35,12 @@ from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy, encryption, to_table
 from fedcore.strategies.aggregators import Mean
 from fedcore.strategies.catalog import strategy_of
-from fedcore.strategies.conflicts import check, name_of
+from fedcore.strategies.conflicts import check
 from fedcore.strategies.matrix import aggregate_rows
 from fedcore.strategies.modes import Synchronous
 from fedcore.strategies.preaggregators import Clip
 from fedcore.strategies.privacy import clip_norm, released
+from fedcore.strategies.privacy.conflicts import name_of
 from fedcore.strategies.rounds import (
     Round,
     State,
@@ -53,6 +53,8 @@ from fedcore.strategies.rounds import (
     tally,
     train_plan,
 )
+from fedcore.strategies.stopping import check as check_stopping
+from fedcore.strategies.stopping import stopped_early
 from fedcore.task import Task, resolve
 
 ROOT = "root"  # the name under which the server trains on data of its own
@@ -124,24 +126,6 @@ def drive(simulation: "Simulation", journal: Journal | None, progress: Show) -> 
     return result
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads, and as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def random_state(device: str) -> Iterator[None]:
-    """Put torch's global random state back afterwards: trainers seed it for each client's dropout."""
-    with torch.random.fork_rng([] if device == "cpu" else [device]):
-        yield
-
-
 class Simulation:
     """A run in progress: population, engine and the state that the next round starts from."""
 
@@ -155,6 +139,7 @@ class Simulation:
         self.task = task
         self.strategy: Strategy = strategy_of(self.spec, local=True, folder=folder)
         check(self.strategy, self.spec)
+        check_stopping(spec.evaluation, metric_sums.names(task.metrics))
         # What a spec leaves open is encoded as a deployment would, but not masked: the sums are the same.
         self.federation = Federation() if self.spec.encryption.updates == "secagg" else None
         encoding = encryption.resolved(self.strategy, self.spec).encryption.encoding
@@ -208,7 +193,7 @@ class Simulation:
 
     def close(self) -> None:
         """End what the simulation started: worker processes, and the file of what clients keep."""
-        if isinstance(self.engine, Processes):
+        if isinstance(self.engine, Handout):
             self.engine.close()
         self.states.close()
 
@@ -226,6 +211,8 @@ class Simulation:
         """Run the rounds that are left, yielding a row of metrics for each."""
         total, every = self.spec.run.rounds, self.spec.evaluation.every
         for number in range(len(self.rows) + 1, total + 1):
+            if stopped_early(self.spec.evaluation, self.rows):
+                return
             row = self.train(number, progress)
             if number == total or (every and number % every == 0):
                 row |= self.evaluate(number)
@@ -238,6 +225,9 @@ class Simulation:
 
     def finish(self, row: Row) -> None:
         """End a round: its row, the state after it and what clients keep count together or not at all."""
+        if self.engine.chunk < self.spec.simulation.chunk:  # memory ran out
+            simulation = self.spec.simulation.model_copy(update={"chunk": self.engine.chunk})
+            self.spec = self.spec.model_copy(update={"simulation": simulation})
         with uninterrupted():
             self.rows.append(row)
             self.finished = self.snapshot()
@@ -301,8 +291,13 @@ class Simulation:
         parameters = self.state.parameters
         masked = Masked(self.federation, self.spec, plan, parameters) if self.federation else None
         take = masked.receive if masked else receive_rows
-        for answers in self.answers(plan, parameters):
-            take(round, answers.clients, answers.rows)
+        summed = isinstance(self.engine, Handout) and summable(self.strategy, self.spec)
+        source = self.engine.answer if summed else self.answers
+        for answers in source(plan, parameters):
+            if isinstance(answers, Summed):
+                answers.enter(round)
+            else:
+                take(round, answers.clients, answers.rows)
             kept.update(zip(answers.clients, answers.kept, strict=True))
             progress(Progress(plan.ref.round, rounds, len(round.verdicts), len(plan.cohort)))
             if round.done:
@@ -317,10 +312,16 @@ class Simulation:
         number, adversary = plan.ref.round, self.adversary
         if plan.ref.kind == "evaluate" or adversary is None or not adversary.active(number):
             self.population.poison = None
-            return self.released(plan, self.engine.answer(plan, parameters))
+            return self.released(plan, self.unsummed(plan, parameters))
         self.population.poison = adversary.poisoned
-        honest = self.released(plan, self.engine.answer(plan, parameters))
+        honest = self.released(plan, self.unsummed(plan, parameters))
         return attacked(honest, adversary, lambda rows: self.guess(plan, rows), number)
+
+    def unsummed(self, plan: Plan, parameters: Parameters) -> Iterator[Answers]:
+        """Let the engine answer with every client's own numbers."""
+        for answers in self.engine.answer(plan, parameters):
+            assert isinstance(answers, Answers), "a run that is not summable was summed"
+            yield answers
 
     def released(self, plan: Plan, answers: Iterable[Answers]) -> Iterator[Answers]:
         """Yield what clients may send of their answers: all of it, unless the run is private."""

@@ -18,7 +18,7 @@ SMALL = 1 << 16  # bytes
 class Sequential:
     """Trains or evaluates a cohort with the trainer that an agent uses."""
 
-    name, chunk = "sequential", 1
+    name, chunk, workers = "sequential", 1, 0
 
     def __init__(self, population: Population, trainer: Trainer, states: ClientStates) -> None:
         """Answer for the clients of a population, with what they have kept so far."""

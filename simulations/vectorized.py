@@ -10,6 +10,7 @@ last rows, and only the first `a` take it. Clients do not touch each other: the 
 losses has each client's gradient in its own row.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fedcore.client.algorithms import Column, End
 from fedcore.client.examples import Examples
-from fedcore.client.losses import single_losses
+from fedcore.client.losses import precision, single_losses
 from fedcore.client.module import Resident
 from fedcore.client.trainer import TorchTrainer, initial_seed, seed_device
 from fedcore.layout import Parameters
@@ -34,6 +35,7 @@ from fedcore.metrics import EXAMPLE_BOUND
 from fedcore.seeds import generator, integer
 from fedcore.simulations.answers import Answers, ClientStates
 from fedcore.simulations.batchable import Batchable, unbatchable
+from fedcore.simulations.borrowed import threads
 from fedcore.simulations.population import CACHED_CLIENTS, Population
 from fedcore.simulations.sequential import Sequential
 from fedcore.simulations.steppers import stepper_for
@@ -41,6 +43,8 @@ from fedcore.strategies.terms import Rows
 
 if TYPE_CHECKING:
     from fedcore.client.dpsgd import DPSGD
+
+log = logging.getLogger("fedcore.simulations")
 
 
 def obstacle(trainer: TorchTrainer) -> str:
@@ -113,10 +117,18 @@ class Vectorized:
     name = "vectorized"
 
     def __init__(
-        self, population: Population, trainer: TorchTrainer, states: ClientStates, chunk: int
+        self,
+        population: Population,
+        trainer: TorchTrainer,
+        states: ClientStates,
+        chunk: int,
+        workers: int = 1,
     ) -> None:
-        """Share the sequential engine's trainer: its model, its seeds, its device."""
-        self.population, self.trainer, self.chunk = population, trainer, chunk
+        """Share the sequential engine's trainer: its model, its seeds, its device.
+
+        workers: the threads that torch divides the chunk's work among.
+        """
+        self.population, self.trainer, self.chunk, self.workers = population, trainer, chunk, workers
         self.states, self.sequential = states, Sequential(population, trainer, states)
         # Opacus's hooks on the trainer's module, of DP-SGD, know nothing of rows.
         seed, personal = initial_seed(trainer.seed), trainer.half.personal
@@ -143,18 +155,35 @@ class Vectorized:
             yield from self.sequential.answer(plan, parameters)
             return
         self.trainer.receive(parameters)
-        sizes = {client: len(self.population.training(client)) for client in plan.cohort}
-        order = sorted(plan.cohort, key=lambda client: -sizes[client])
-        for start in range(0, len(order), self.chunk):
-            clients = tuple(order[start : start + self.chunk])
-            yield self.train(plan.ref, clients, self.stack(clients))
+        order = sorted(plan.cohort, key=lambda client: -self.population.size(client))
+        while order:
+            clients = tuple(order[: self.chunk])
+            try:
+                answers = self.train(plan.ref, clients, self.stack(clients))
+            except (MemoryError, RuntimeError) as error:
+                if self.chunk == 1 or not out_of_memory(error):
+                    raise
+                self.shrink()
+            else:
+                del order[: self.chunk]
+                yield answers
+
+    def shrink(self) -> None:
+        """Go on with half the chunk, which has run out of memory."""
+        log.warning("out of memory with chunk %d; going on with %d", self.chunk, self.chunk // 2)
+        self.chunk //= 2
+        self.stacks.clear()
+        if self.trainer.device != "cpu":
+            torch.cuda.empty_cache()
 
     def train(self, ref: Ref, clients: Sequence[str], stack: Stack) -> Answers:
         """Train a chunk from the received parameters and what its clients have kept; largest first."""
         if (np.diff(stack.counts) > 0).any():
             order = np.argsort(-stack.counts, kind="stable").tolist()
             clients, stack = [clients[i] for i in order], stack.taken(order)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
+        cast = precision(self.spec, self.trainer.device)
+        # The fused attention kernels have no batching rule.
+        with threads(self.workers), sdpa_kernel(SDPBackend.MATH), cast:
             return self._train(ref, clients, stack)
 
     def _train(self, ref: Ref, clients: Sequence[str], stack: Stack) -> Answers:
@@ -319,6 +348,11 @@ def orders(rngs: list[np.random.Generator], counts: list[int], longest: int) -> 
     for row, rng, count in zip(table, rngs, counts, strict=True):
         row[:count] = rng.permutation(count)
     return torch.from_numpy(table)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says so; on a CPU, torch has no type for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def keep_memory() -> None:

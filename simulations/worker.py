@@ -1,6 +1,6 @@
 """A worker process: `python -m fedcore.simulations.worker PIPE SETUP BOARD SHELF`, which are open files.
 
-    SETUP   task, spec, strategy                    once         -> ("ready", digest of the layout)
+    SETUP   task, spec, strategy, whether to sum    once         -> ("ready", digest of the layout)
     BOARD   what to do, and from which parameters   each round
     SHELF   clients, with what they have kept       each packet  -> ("done", sizes of the answers there)
 
@@ -20,12 +20,14 @@ from typing import Any
 import torch
 
 from fedcore.client.examples import Examples
+from fedcore.client.trainer import TorchTrainer
 from fedcore.client.training import Kept, trainer_for
-from fedcore.messages import Ref
-from fedcore.simulations.answers import Answers
+from fedcore.messages import Plan
+from fedcore.simulations.answers import Answers, ClientStates, Summed
 from fedcore.simulations.mapped import Mapped
 from fedcore.simulations.population import Population
 from fedcore.simulations.sequential import together
+from fedcore.simulations.vectorized import Stack, Vectorized
 from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy
 from fedcore.task import Task
@@ -36,23 +38,36 @@ Given = tuple[str, Kept, Examples | None]  # a client, what it has kept, and exa
 class Worker:
     """The population, and one resident model for whichever of its clients come."""
 
-    def __init__(self, task: Task, spec: RunSpec, strategy: Strategy | None) -> None:
-        """Build what the simulation has built, with as many torch threads as the spec says."""
-        torch.set_num_threads(spec.client.threads)
-        self.population = Population(task, spec, spec.client.device)
-        self.trainer = trainer_for(task, spec, strategy)
+    def __init__(self, task: Task, spec: RunSpec, strategy: Strategy | None, sums: bool) -> None:
+        """Build what the simulation has built, with as many torch threads as the spec says.
 
-    def work(self, ref: Ref, clients: Sequence[Given]) -> Answers:
-        """Train or evaluate clients from the received parameters, as the sequential engine would."""
-        done = []
-        for client, kept, given in clients:
-            if ref.kind == "train":
-                examples = self.population.training(client) if given is None else given
-                done.append((client, *self.trainer.train(ref, client, examples, kept)))
-            else:
-                examples = self.population.examples(client)[1]
-                done.append((client, self.trainer.evaluate(examples, kept), {}))
-        return together(done)
+        sums: whether the clients of a packet may be summed here.
+        """
+        torch.set_num_threads(spec.client.threads)
+        self.population, self.sums = Population(task, spec, spec.client.device), sums
+        self.trainer = trainer_for(task, spec, strategy)
+        self.stacked: Vectorized | None = None
+        if spec.simulation.chunk > 1 and isinstance(self.trainer, TorchTrainer):
+            chunk, threads = spec.simulation.chunk, spec.client.threads
+            self.stacked = Vectorized(self.population, self.trainer, ClientStates(), chunk, threads)
+
+    def work(self, plan: Plan, clients: Sequence[Given]) -> Answers | Summed:
+        """Train or evaluate clients from the received parameters, as an engine by itself would."""
+        answers = self._answers(plan, clients)
+        # The words of one client are more bytes than its numbers.
+        return Summed.of(plan, answers) if self.sums and len(clients) > 1 and not plan.sees else answers
+
+    def _answers(self, plan: Plan, clients: Sequence[Given]) -> Answers:
+        if plan.ref.kind == "evaluate":
+            of = self.population.examples
+            return together([(c, self.trainer.evaluate(of(c)[1], kept), {}) for c, kept, _ in clients])
+        parts = {c: self.population.training(c) if given is None else given for c, _, given in clients}
+        if not self.stacked:
+            return together([(c, *self.trainer.train(plan.ref, c, parts[c], kept)) for c, kept, _ in clients])
+        self.stacked.states.commit({client: kept for client, kept, _ in clients})
+        poisoned = any(given is not None for *_, given in clients)
+        stack = Stack.of(list(parts.values())) if poisoned else self.stacked.stack(tuple(parts))
+        return self.stacked.train(plan.ref, tuple(parts), stack)
 
 
 def serve(pipe: Connection, setup: Mapped, board: Mapped, shelf: Mapped) -> None:
@@ -78,9 +93,9 @@ def serve(pipe: Connection, setup: Mapped, board: Mapped, shelf: Mapped) -> None
         while True:
             round, sizes, clients = messages.get()
             if round != present:
-                present, (ref, parameters) = round, board.take(sizes)
+                present, (plan, parameters) = round, board.take(sizes)
                 worker.trainer.receive(parameters)
-            pipe.send(("done", shelf.put(worker.work(ref, shelf.take(clients)))))
+            pipe.send(("done", shelf.put(worker.work(plan, shelf.take(clients)))))
     except Exception as error:
         traceback.print_exc()
         pipe.send(("failed", f"{type(error).__name__}: {error}"))

@@ -13,7 +13,8 @@ from fedcore.layout import Parameters, Vector
 from fedcore.messages import Plan
 from fedcore.privacy.levels import ClientLevel, Off, TreeLevel
 from fedcore.simulations.answers import Answers
-from fedcore.simulations.run import Progress, Simulation, random_state, threads
+from fedcore.simulations.borrowed import random_state, threads
+from fedcore.simulations.run import Progress, Simulation
 from fedcore.spec import RunSpec
 from fedcore.task import Task
 

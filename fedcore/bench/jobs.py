@@ -9,6 +9,10 @@ do the same arithmetic and only the order of sums differs. They are the jobs tha
 | digits-mlp-1000 | the same | 1000, 32 examples, redrawn | all | the same |
 | digits-cnn-100 | digits, two convolutions | 100, as the first | all | the same |
 | mnist-cnn-100 | MNIST, CNN of the FedAvg paper | 100, IID, 600 examples | 10 | batch 10, SGD 0.1 |
+| cifar-cnn-50, -1000 | noise like CIFAR-10, small CNN | 1000, 50 examples | 50, 1000 | batch 10, SGD 0.1 |
+| digits-mlp-N | digits, perceptron | N, 32 examples, redrawn | all | batch 16, SGD 0.1 |
+
+The last two are ours alone: for a GPU, and for any cohort, as digits-mlp-100000.
 """
 
 from collections.abc import Callable
@@ -20,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.data import ArrayDataset, Split, digits, mnist
+from fedcore.errors import SpecError, nearest
+from fedcore.seeds import generator
 from fedcore.spec import RunSpec
 from fedcore.task import Client, Task
 
@@ -45,6 +51,8 @@ JOBS = {
     "digits-mlp-1000": Job("digits", "digits_mlp", 1000, 1000, 10, 16, draw=32),
     "digits-cnn-100": Job("digits", "digits_cnn", 100, 100, 40, 16),
     "mnist-cnn-100": Job("mnist", "mnist_cnn", 100, 10, 5, 10),
+    "cifar-cnn-50": Job("noise", "cifar_cnn", 1000, 50, 10, 10, draw=50),
+    "cifar-cnn-1000": Job("noise", "cifar_cnn", 1000, 1000, 3, 10, draw=50),
 }
 LEARNING_RATE = 0.1
 
@@ -52,8 +60,26 @@ LEARNING_RATE = 0.1
 @cache
 def load(data: str) -> Split[ArrayDataset]:
     """Return a job's training and test examples."""
-    sources: dict[str, Callable[[], Split[ArrayDataset]]] = {"digits": digits, "mnist": mnist}
+    sources: dict[str, Callable[[], Split[ArrayDataset]]] = {"digits": digits, "mnist": mnist, "noise": noise}
     return sources[data]()
+
+
+def noise() -> Split[ArrayDataset]:
+    """Return examples of CIFAR-10's shape in which there is nothing to learn."""
+    rng = generator("bench noise")
+    x = rng.standard_normal((2000, 3, 32, 32), np.float32)
+    whole = ArrayDataset(x, rng.integers(0, 10, len(x)))
+    return Split(whole.take(np.arange(1000)), whole.take(np.arange(1000, 2000)))
+
+
+def job_of(name: str) -> Job:
+    """Return a job; digits-mlp-N has N clients. Raises SpecError for a name that is none."""
+    kind, _, count = name.rpartition("-")
+    if name not in JOBS and kind == "digits-mlp" and count.isdecimal() and 1 <= int(count) <= 10**6:
+        return Job("digits", "digits_mlp", int(count), int(count), 5, 16, draw=32)
+    if name not in JOBS:
+        raise SpecError(f"job {name!r} is not known{nearest(name, JOBS)}")
+    return JOBS[name]
 
 
 @cache
@@ -89,7 +115,7 @@ class JobTask(Task):
 
 def spec_of(name: str, rounds: int) -> RunSpec:
     """Return a job's run spec; it is evaluated once, after the last round."""
-    job = JOBS[name]
+    job = job_of(name)
     return RunSpec.model_validate(
         {
             "run": {"name": name, "rounds": rounds},

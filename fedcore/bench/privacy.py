@@ -1,7 +1,8 @@
 """`fedcore bench privacy`: one client's DP-SGD beside Opacus by itself, in turn.
 
 Opacus by itself is what its documentation shows: `PrivacyEngine.make_private` and a loop over its loader of
-Poisson batches. Both have the same model, examples, sampling rate, clip norm and noise multiplier.
+Poisson batches. Both have the same model, examples, sampling rate, clip norm and noise multiplier. Then 100
+of the job's clients, one after another with Opacus and at once in the vectorised engine.
 """
 
 import time
@@ -17,19 +18,24 @@ from opacus import PrivacyEngine
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedcore.bench.jobs import JOBS, LEARNING_RATE, JobTask, load
+from fedcore.bench.aggregators import seconds
+from fedcore.bench.jobs import LEARNING_RATE, JobTask, job_of, load
 from fedcore.client.examples import examples_from
 from fedcore.client.trainer import TorchTrainer
 from fedcore.messages import Ref
-from fedcore.simulations.run import threads
+from fedcore.simulations.answers import ClientStates
+from fedcore.simulations.borrowed import threads
+from fedcore.simulations.population import Population
+from fedcore.simulations.vectorized import Vectorized
 from fedcore.spec import RunSpec
 
 STEPS = 20  # 1 / q
+CHUNK = 100  # clients
 
 
 def measure(name: str, clipping: str, rounds: int) -> dict[str, Any]:
     """Train a client with 20 batches of a job's examples in both ways, in turn; return the line to print."""
-    job = JOBS[name]
+    job = job_of(name)
     task, data = JobTask(job), load(job.data).train.take(np.arange(STEPS * job.batch))
     spec = RunSpec.parse(
         {
@@ -63,8 +69,28 @@ def measure(name: str, clipping: str, rounds: int) -> dict[str, Any]:
         "step_ms": round(median(ours[1:]) / STEPS * 1e3, 3),
         "opacus_step_ms": round(median(theirs[1:]) / STEPS * 1e3, 3),
         "ratio_to_opacus": round(ratio, 3),
+        f"chunk_of_{CHUNK}_ratio_to_one_by_one": round(together(task, spec, rounds), 2),
         "measured": time.strftime("%Y-%m-%d"),
     }
+
+
+def together(task: JobTask, spec: RunSpec, rounds: int) -> float:
+    """Return how many times as fast the vectorised engine trains clients as one after another with Opacus."""
+    spec = spec.with_(f"simulation.clients={min(CHUNK, task.job.clients)}")
+    population, trainer = Population(task, spec, "cpu"), TorchTrainer(task, spec)
+    clients = tuple(population.names)
+    engine = Vectorized(population, trainer, ClientStates(), CHUNK)
+
+    def one_by_one(ref: Ref) -> None:
+        for client in clients:
+            trainer.train(ref, client, population.training(client), {})
+
+    ratios = []
+    for number in range(max(rounds // 8, 1) + 1):
+        ref = Ref("bench", number, 0, "train")
+        alone = seconds(partial(one_by_one, ref))
+        ratios.append(alone / seconds(partial(engine.train, ref, clients, engine.stack(clients))))
+    return median(ratios[1:])
 
 
 def opacus_alone(
@@ -90,10 +116,3 @@ def opacus_alone(
             optimizer.step()
 
     return epoch
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Return how long a call takes."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started

@@ -29,13 +29,13 @@ def add_weighted(sums: Sequence[Tensor], parameters: Sequence[Tensor], weight: i
 class PlainLoop:
     """FedAvg over given cohorts, written as one would without a framework."""
 
-    def __init__(self, job: Job, clients: Sequence[int], start: Sequence[Tensor]) -> None:
+    def __init__(self, job: Job, clients: Sequence[int], start: Sequence[Tensor], device: str) -> None:
         """Begin at given parameters, with the clients' examples at hand."""
-        self.job, self.current = job, list(start)
-        self.model = JobTask(job).model()
+        self.job, self.device, self.current = job, device, [tensor.to(device) for tensor in start]
+        self.model = JobTask(job).model().to(device)
         self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.SGD(self.parameters, lr=LEARNING_RATE)
-        self.examples = {client: tensors(job, client) for client in clients}
+        self.examples = {client: tensors(job, client, device) for client in clients}
 
     def round(self, cohort: Sequence[int]) -> float:
         """Train a cohort and average; return the seconds that it took."""
@@ -51,6 +51,8 @@ class PlainLoop:
             add_weighted(sums, self.parameters, len(x))
             weight += len(x)
         self.current = [total / weight for total in sums]
+        if self.device != "cpu":
+            torch.cuda.synchronize()
         return time.perf_counter() - started
 
     @torch.no_grad()
@@ -59,12 +61,12 @@ class PlainLoop:
         copy_into(self.parameters, self.current)
         test = load(self.job.data).test
         assert test is not None
-        x, y = (torch.split(torch.from_numpy(array), 1000) for array in (test.x, test.y))
+        x, y = (torch.split(torch.from_numpy(array).to(self.device), 1000) for array in (test.x, test.y))
         hits = [int((self.model(xb).argmax(1) == yb).sum()) for xb, yb in zip(x, y, strict=True)]
         return sum(hits) / len(test)
 
 
-def tensors(job: Job, client: int) -> Examples:
+def tensors(job: Job, client: int, device: str) -> Examples:
     """Return a client's examples."""
     part = load(job.data).train.take(partition(job)[client])
-    return torch.from_numpy(part.x), torch.from_numpy(part.y)
+    return torch.from_numpy(part.x).to(device), torch.from_numpy(part.y).to(device)

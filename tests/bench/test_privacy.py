@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 from fedcore.bench.cli import app
 from fedcore.errors import SpecError
 
+pytestmark = pytest.mark.slow  # trains with Opacus, nine seconds
+
 
 @pytest.mark.parametrize("clipping", ["hooks", "ghost"])
 def test_a_line(clipping: str) -> None:
@@ -16,12 +18,13 @@ def test_a_line(clipping: str) -> None:
     line = json.loads(result.stdout)
     assert (line["job"], line["clipping"], line["batch"]) == ("digits-mlp-100", clipping, 16)
     assert 0 < line["ratio_to_opacus"] < 5 and line["step_ms"] > 0
+    assert line["chunk_of_100_ratio_to_one_by_one"] > 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["digits-mlp-10"], "did you mean 'digits-mlp-100'"),
+        (["digits-cnn-10"], "did you mean 'digits-cnn-100'"),
         (["digits-mlp-100", "--clipping", "off"], "clipping"),
     ],
 )

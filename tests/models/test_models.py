@@ -7,11 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from fedcore.data import ALPHABET
-from fedcore.models import MODELS, CharLSTM, char_lstm, digits_cnn, digits_mlp, mnist_2nn, mnist_cnn
+from fedcore.models import (
+    MODELS,
+    CharLSTM,
+    char_lstm,
+    cifar_cnn,
+    digits_cnn,
+    digits_mlp,
+    mnist_2nn,
+    mnist_cnn,
+)
 
 SIZES: dict[Callable[[], nn.Module], int] = {
     digits_mlp: 4_810,
     digits_cnn: 9_930,
+    cifar_cnn: 122_570,
     mnist_2nn: 199_210,
     mnist_cnn: 1_663_370,
     # 8 V embedding, 4 * 256 * (8 + 256 + 2) and 4 * 256 * (256 + 256 + 2) LSTM, 257 V linear.
@@ -24,8 +34,8 @@ def example(name: str, n: int) -> tuple[Tensor, Tensor]:
     if name == "char_lstm":
         codes = torch.randint(0, len(ALPHABET), (n, 11), generator=generator)
         return codes[:, :-1], codes[:, -1]
-    side = 8 if name.startswith("digits") else 28
-    return torch.rand(n, 1, side, side, generator=generator), torch.arange(n) % 10
+    channels, side = {"digits": (1, 8), "mnist": (1, 28), "cifar": (3, 32)}[name.partition("_")[0]]
+    return torch.rand(n, channels, side, side, generator=generator), torch.arange(n) % 10
 
 
 def test_names_and_sizes() -> None:
@@ -41,7 +51,7 @@ def test_a_few_steps_fit_a_few_examples(name: str) -> None:
     x, y = example(name, 8)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     losses = []
-    for _ in range(12):
+    for _ in range(16):
         optimizer.zero_grad()
         logits = model(x)
         loss = nn.functional.cross_entropy(logits, y)

@@ -16,7 +16,8 @@ from fedcore.errors import SpecError
 from fedcore.layout import Parameters
 from fedcore.messages import Plan
 from fedcore.simulations.answers import Answers, Engine
-from fedcore.simulations.run import Simulation, threads
+from fedcore.simulations.borrowed import threads
+from fedcore.simulations.run import Simulation
 from fedcore.spec import RunSpec
 from fedcore.strategies.rounds import State
 from fedcore.task import Client, Task
@@ -361,13 +362,14 @@ def test_with_even_clients_they_are_fedavg(name: str, fields: dict[str, Any], ro
 class Lossy:
     """An engine some of whose updates are damaged on their way."""
 
-    name, chunk = "lossy", 1
+    name, chunk, workers = "lossy", 1, 0
 
     def __init__(self, engine: Engine, share: float) -> None:
         self.engine, self.share, self.rng = engine, share, np.random.default_rng(0)
 
     def answer(self, plan: Plan, parameters: Parameters) -> Iterator[Answers]:
         for answers in self.engine.answer(plan, parameters):
+            assert isinstance(answers, Answers)
             answers.rows.vectors["delta"][self.rng.random(len(answers.clients)) < self.share] = np.nan
             yield answers
 

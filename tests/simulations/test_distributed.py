@@ -23,7 +23,8 @@ from fedcore.privacy.accounting import epsilon
 from fedcore.privacy.discrete import Skellam
 from fedcore.privacy.distributed import Parameters, encode
 from fedcore.simulations.answers import Answers
-from fedcore.simulations.run import Simulation, simulate, threads
+from fedcore.simulations.borrowed import threads
+from fedcore.simulations.run import Simulation, simulate
 from fedcore.spec import RunSpec
 from fedcore.strategies.privacy import release
 from fedcore.strategies.rounds import Round, train_plan

@@ -87,7 +87,7 @@ def test_workers_are_started_where_they_promise_to_save_more_than_that_takes(
     def start(*parts: Any) -> Processes:
         raise Started
 
-    monkeypatch.setattr(engine, "ready_processes", start)
+    monkeypatch.setattr(engine, "ready", start)
     if starts:
         with pytest.raises(Started):
             tried(ragged, measured, *options)
@@ -139,7 +139,7 @@ def test_auto_says_in_one_line_why_a_task_has_no_workers(monkeypatch: pytest.Mon
     choice = choose(*parts, parts[0].names)
     assert choice.engine.name in ("sequential", "vectorized")
     assert "; no other process can run Local: " in choice.reason and "\n" not in choice.reason
-    assert choice.chosen == {"engine": choice.engine.name, "chunk": choice.engine.chunk}
+    assert (choice.chosen["engine"], choice.chosen["chunk"]) == (choice.engine.name, choice.engine.chunk)
 
 
 def test_dp_sgd_is_measured_on_whole_clients(ragged: fedcore.Task) -> None:

@@ -13,7 +13,8 @@ from torch.nn.functional import mse_loss
 
 from fedcore.data import Split
 from fedcore.errors import SpecError
-from fedcore.simulations.run import Simulation, simulate, threads
+from fedcore.simulations.borrowed import threads
+from fedcore.simulations.run import Simulation, simulate
 from fedcore.spec import RunSpec
 from fedcore.strategies.privacy import noise
 from fedcore.strategies.rounds import advance, train_plan

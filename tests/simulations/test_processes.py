@@ -14,7 +14,7 @@ from torch import nn
 
 import fedcore
 from fedcore.errors import RunFailed, SpecError
-from fedcore.messages import Ref
+from fedcore.simulations.answers import Answers
 from fedcore.simulations.mapped import Mapped
 from fedcore.simulations.processes import Processes, workers_for
 from fedcore.simulations.run import Simulation
@@ -135,9 +135,10 @@ def test_clients_of_a_killed_worker_run_again_in_another(
         answers = engine.answer(plan, run.state.parameters)
         deltas: dict[str, Any] = {}
         for part in answers:
+            assert isinstance(part, Answers)
             deltas |= dict(zip(part.clients, part.rows.vectors["delta"], strict=True))
             if number == 2 and len(deltas) == 2:
-                for child in engine.children:  # one of them at work, at the least
+                for child in engine.members:  # one of them at work, at the least
                     os.kill(child.process.pid, signal.SIGKILL)
         assert sorted(deltas) == sorted(clients)
         if number == 1:
@@ -159,7 +160,7 @@ def test_a_client_that_kills_every_worker_ends_the_run_with_the_reason(tasks: st
 
 def test_what_a_client_raises_ends_the_run(tasks: str, capfd: pytest.CaptureFixture[str]) -> None:
     run, engine = engine_of(f"{tasks}:Broken")
-    before = [child.process for child in engine.children]
+    before = [child.process for child in engine.members]
     with pytest.raises(RunFailed, match="a worker process raised ValueError: no such loss"):
         list(run.rounds(lambda _: None))
     assert "Traceback" in capfd.readouterr().err
@@ -169,9 +170,10 @@ def test_what_a_client_raises_ends_the_run(tasks: str, capfd: pytest.CaptureFixt
 
 def test_the_largest_come_first_in_packets_that_shrink_and_a_round_may_end_early(tasks: str) -> None:
     run, engine = engine_of(f"{tasks}:Ragged", "simulation.clients=30", "simulation.workers=1")
-    ref, names, x = Ref("run", 1, 0, "train"), run.population.names, run.state.parameters
-    first = next(iter(engine.work(ref, names, x)))
-    packets = [part.clients for part in engine.work(ref, names, x)]
+    names, x = tuple(run.population.names), run.state.parameters
+    plan = train_plan(run.strategy, run.spec, run.layout, run.ref(1, "train"), names, 30)
+    first = next(iter(engine.answer(plan, x)))
+    packets = [part.clients for part in engine.answer(plan, x)]
     assert packets[0] == first.clients and len(first.clients) == 7
     assert [len(packet) for packet in packets][1:4] == [5, 4, 3] and len(packets[-1]) == 1
     sizes = [len(run.population.training(c)) for packet in packets for c in packet]

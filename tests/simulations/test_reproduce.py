@@ -32,6 +32,7 @@ def test_every_cell_composes_and_has_the_papers_figure(experiment: Experiment, t
     assert {row_of(cell.values) for cell in grid.cells} == set(experiment.paper)
 
 
+@pytest.mark.slow
 def test_what_was_not_run_is_said_and_what_was_run_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 import fedcore
 from fedcore.errors import DataError, SpecError
 from fedcore.model_files import load_model
+from fedcore.simulations.resume import resume
 from fedcore.simulations.run import Progress, simulate
 
 RNG = np.random.default_rng(0)
@@ -102,6 +103,18 @@ def test_interrupted_in_its_first_round_it_writes_nothing(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_does_not_improve_any_more_ends_and_stays_ended(tmp_path: Path) -> None:
+    """The error falls, as it should, but whatever is no loss is expected to rise."""
+    given = spec("evaluation.patience=2", "evaluation.monitor=error")
+    result = simulate(Line(), given, out=tmp_path)
+    said = "stopped early: error has not improved for 2 evaluations (best"
+    assert len(result.metrics) == 3 and result.summary()["stopped_early"].startswith(said)
+    assert result.parameters.digest == simulate(Line(), spec("run.rounds=3")).parameters.digest
+    again = resume(tmp_path, Line(), rounds=9)
+    assert (again.metrics, again.parameters.digest) == (result.metrics, result.parameters.digest)
+    assert simulate(Line(), spec("evaluation.patience=2")).summary()["stopped_early"] == ""
+
+
 def test_progress_tells_of_clients_and_every_round() -> None:
     """Quick clients are told of some at a time; how many is a matter of the clock."""
     seen: list[Progress] = []
@@ -132,6 +145,7 @@ def test_it_leaves_torch_as_it_was() -> None:
         ("simulation.partition.name=dirichle", SpecError, "did you mean 'dirichlet'?"),
         ("strategy.name=fedavgg", SpecError, "did you mean 'fedavg'?"),
         ("simulation.clients=201", DataError, "200 examples cannot give 201 clients one each"),
+        ('evaluation={patience = 1, monitor = "eror"}', SpecError, "did you mean 'error'"),
         ("evaluation.where=holdout", DataError, "Line.holdout() returned nothing"),
     ],
 )

@@ -1,6 +1,9 @@
 """The vectorised engine agrees with the sequential one, and says where it cannot be used."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -327,3 +330,58 @@ def test_measuring_leaves_no_trace() -> None:
     told, _ = trained(Ragged(), "simulation.engine=vectorized", "simulation.chunk=8")
     assert distance(measured, told) <= 1e-6
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("model", ["perceptron", "convolution"])
+def test_autocast_computes_in_bfloat16_in_both_engines(model: str) -> None:
+    """Each rounds where it computes, so they agree to a few of bfloat16's 2^-9."""
+    options = ("client.autocast=true", "simulation.chunk=4", "client.optimizer.lr=0.2")
+    whole, _ = trained(Ragged(model), "simulation.engine=sequential", *options[1:])
+    alone, _ = trained(Ragged(model), "simulation.engine=sequential", *options)
+    chunk, _ = trained(Ragged(model), "simulation.engine=vectorized", *options)
+    assert distance(whole, alone) > 1e-5 and distance(whole, chunk) > 1e-5
+    assert distance(alone, chunk) < 0.03
+
+
+OUT_OF_MEMORY = """
+import resource
+import fedcore
+from fedcore.simulations.run import Simulation
+from torch import nn
+import torch
+
+class Wide(fedcore.Task):
+    def model(self):
+        return nn.Sequential(nn.Linear(6, 60_000), nn.ReLU(), nn.Linear(60_000, 3))
+
+    def data(self, client):
+        part = client.rng.normal(size=(2, 6)).astype("float32"), client.rng.integers(0, 3, 2)
+        return fedcore.Split(part, part)
+
+def run(engine, chunk):
+    spec = fedcore.RunSpec().with_("run.rounds=2", "cohort.size=64", "simulation.clients=64",
+        f"simulation.engine={engine}", f"simulation.chunk={chunk}", "evaluation.every=0")
+    simulation = Simulation(Wide(), spec)
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20, hard))  # 64 rows of parameters take 154 MB
+    list(simulation.rounds(lambda _: None))
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    return simulation
+
+with torch.random.fork_rng([]):
+    halved, alone = run("vectorized", 64), run("sequential", 0)
+a, b = halved.state.parameters.shared, alone.state.parameters.shared
+print(halved.spec.simulation.chunk, float(((a - b) ** 2).sum() ** 0.5 / (b ** 2).sum() ** 0.5) < 1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_out_of_memory_halves_the_chunk_and_the_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(OUT_OF_MEMORY)
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert not done.returncode, done.stderr
+    chunk, close = done.stdout.split()
+    assert int(chunk) < 64 and close == "True"
+    assert "out of memory with chunk 64; going on with 32" in done.stderr
