@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fedcore.errors import SpecError
 from fedcore.privacy.levels import OFF, Privacy
-from fedcore.tables import Table, assign, explain, literal, read_toml
+from fedcore.tables import Labels, Table, assign, explain, literal, read_toml
 
 
 def _part(value: Any) -> Any:
@@ -45,6 +45,7 @@ class Cohort(Table):
     minimum: int = Field(0, ge=0, description="fewest updates at the deadline; 0: two thirds of size")
     over_select: float = Field(1.0, ge=1.0, le=10.0, description="deployed: clients asked / size")
     deadline: float = Field(600.0, gt=0, le=7 * 86400, description="seconds of a round, deployed")
+    labels: Labels = Field({}, description='deployed: what agents must have, such as {site = "eu"}')
 
     @property
     def fewest(self) -> int:
@@ -137,6 +138,7 @@ class Client(Table):
     schedule: Schedule = Constant()
     device: str = Field("cpu", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(1, ge=1, le=1024, description="torch threads; one gives the same bits everywhere")
+    autocast: bool = Field(False, description="compute in bfloat16 where torch holds it safe; weights stay")
 
     @model_validator(mode="after")
     def _steps_are_of_one_epoch(self) -> "Client":
@@ -165,6 +167,16 @@ class Evaluation(Table):
 
     every: int = Field(1, ge=0, description="rounds between evaluations; 0: after the last only")
     where: Literal["clients", "holdout"] = Field("clients", description="on Split.test, or Task.holdout()")
+    patience: int = Field(
+        0, ge=0, description="end the run after so many evaluations without improvement; 0: never"
+    )
+    monitor: str = Field("loss", description="what has to improve: the loss, which falls, or a metric")
+
+    @model_validator(mode="after")
+    def _patience_counts_evaluations(self) -> "Evaluation":
+        if self.patience and not self.every:
+            raise ValueError(f"patience = {self.patience} counts evaluations; set every >= 1, not 0")
+        return self
 
 
 class Encryption(Table):
@@ -188,11 +200,13 @@ class Simulation(Table):
     clients: int = Field(100, ge=1, description="size of the population")
     partition: Part = Field({"name": "iid"}, description="how Task.dataset() is cut")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="of each client's examples, for its test split")
-    engine: Literal["auto", "sequential", "vectorized", "processes"] = Field(
+    engine: Literal["auto", "sequential", "vectorized", "processes", "ray"] = Field(
         "auto", description="auto: the fastest one, measured on the task"
     )
     chunk: int = Field(0, ge=0, le=10**5, description="clients trained at once; 0: measured")
-    workers: int = Field(0, ge=0, le=1024, description="processes, of the engine that has some; 0: measured")
+    workers: int = Field(
+        0, ge=0, le=1024, description="processes, or threads of the vectorised engine; 0: measured"
+    )
     speed: Part = Field({"name": "constant"}, description="virtual seconds that clients take for an example")
 
 

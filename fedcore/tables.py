@@ -5,13 +5,14 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
 from fedcore.errors import SpecError, nearest
 
+MAX_LABELS, LABEL = 16, re.compile(r"[A-Za-z0-9._-]{1,64}")
 QUOTED = r"'([^']*)'"  # a name in pydantic's list of valid ones
 EXPECTED = {
     "bool_type": "true or false",
@@ -35,6 +36,18 @@ class Table(BaseModel):
     """A table of such a file: immutable, no unknown keys, and a string is no number, as TOML has types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def checked_labels(labels: dict[str, str]) -> dict[str, str]:
+    """Return the labels of a device, name -> value; raises ValueError where they are too many or too long."""
+    if len(labels) > MAX_LABELS or not all(map(LABEL.fullmatch, [*labels, *labels.values()])):
+        raise ValueError(
+            f"expected at most {MAX_LABELS} labels, names and values of 1 to 64 letters, digits and . _ -"
+        )
+    return labels
+
+
+Labels = Annotated[dict[str, str], AfterValidator(checked_labels)]
 
 
 def read_toml(path: Path) -> tuple[str, dict[str, Any]]:

@@ -3,14 +3,18 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, takewhile
 
-from fedcore.messages import Assignment, Hello, Outcome, Secure
+from fedcore.errors import Overloaded
+from fedcore.messages import Assignment, Hello, Outcome, Pause, Secure
+from fedcore.server.steering import Steering, returns
 
 log = logging.getLogger("fedcore.server")
 
-Push = Assignment | Outcome | Secure
+Push = Assignment | Outcome | Pause | Secure
 
 
 @dataclass(eq=False)
@@ -43,12 +47,20 @@ class Registry:
 
     A lease says for which run a client works. It outlives the connection, so that an agent that drops out
     for a moment comes back to its work, and ends with the round.
+
+    Runs that want the same clients take turns, and whoever has waited longest is first. A run queues up when
+    it is ready for a round; once all that it needs are connected it claims them, and no run behind it may
+    have them. So while one waits for its turn, every other run begins at most one round with its clients,
+    and none starves; of runs that cannot work side by side, each begins as many rounds as the next, but for
+    one.
     """
 
-    def __init__(self) -> None:
-        """Start with nobody."""
+    def __init__(self, barred: Collection[str] = ()) -> None:
+        """Start with nobody. barred: who gets no work, for as long as it is in there."""
+        self.barred, self.steering = barred, Steering()
         self.sessions: dict[str, Session] = {}
         self.leases: dict[str, str] = {}
+        self.queue: dict[str, Collection[str]] = {}  # what the runs that wait have claimed, the first ahead
         self.changed = Signal()
         self.moved = time.monotonic()
 
@@ -56,6 +68,15 @@ class Registry:
     def quiet(self) -> float:
         """Seconds since somebody came or went."""
         return time.monotonic() - self.moved
+
+    def check(self, session: Session) -> None:
+        """Raise Overloaded for a second agent of one identity; an agent may have lost its first stream."""
+        older = self.sessions.get(session.client, session)
+        if older.hello.instance != session.hello.instance:
+            raise Overloaded(
+                f"another agent is connected as {session.client}, and an identity is for one; stop one of "
+                "them, or enrol it under a name of its own"
+            )
 
     def join(self, session: Session) -> None:
         """Take in a session; an older one of the same client ends."""
@@ -75,31 +96,58 @@ class Registry:
         return True
 
     def dismiss(self) -> None:
-        """End all sessions."""
-        for session in self.sessions.values():
+        """End all sessions, and say when to come back."""
+        for session, seconds in zip(self.sessions.values(), returns(), strict=False):
+            session.outbox.put_nowait(Pause(seconds))
             session.outbox.put_nowait(None)
 
     def _move(self) -> None:
         self.moved = time.monotonic()
         self.changed.send()
 
-    def eligible(self, run: str, task: str, digest: str, evaluator: bool = False) -> list[str]:
-        """Return the connected clients that hold a task and are free for a run, by name."""
+    def eligible(
+        self, task: str, digest: str, labels: Mapping[str, str], evaluator: bool = False
+    ) -> list[str]:
+        """Return the connected clients with a task and all labels, whoever they work for, by name."""
         return sorted(
             client
             for client, session in self.sessions.items()
             if session.hello.tasks.get(task) == digest
             and session.hello.evaluator == evaluator
-            and self.leases.get(client, run) == run
+            and labels.items() <= session.hello.labels.items()
+            and client not in self.barred
         )
+
+    @contextmanager
+    def turn(self, run: str) -> Iterator[None]:
+        """Queue a run up until the end of the block."""
+        self.queue[run] = ()
+        try:
+            yield
+        finally:
+            del self.queue[run]
+            self.changed.send()
+
+    def claim(self, run: str, clients: Collection[str]) -> None:
+        """Keep clients from the runs that are behind one in the queue."""
+        before, self.queue[run] = self.queue[run], clients
+        if not set(clients).issuperset(before):
+            self.changed.send()
+
+    def free(self, run: str, clients: Iterable[str]) -> list[str]:
+        """Return those that neither work for another run nor are claimed by one ahead in the queue."""
+        ahead = takewhile(lambda other: other != run, self.queue)
+        claimed = set(chain.from_iterable(self.queue[other] for other in ahead))
+        return [c for c in clients if c not in claimed and self.leases.get(c, run) == run]
 
     def lease(self, run: str, clients: Iterable[str]) -> None:
         """Reserve clients for a run until `release`."""
         self.leases.update(dict.fromkeys(clients, run))
 
-    def release(self, run: str) -> None:
-        """End all leases of a run."""
-        self.leases = {client: owner for client, owner in self.leases.items() if owner != run}
+    def release(self, run: str, clients: Collection[str] | None = None) -> None:
+        """End a run's leases of some clients, or all of them."""
+        ended = self.leases if clients is None else clients
+        self.leases = {c: owner for c, owner in self.leases.items() if owner != run or c not in ended}
         self.changed.send()
 
     def send(self, client: str, message: Push) -> bool:

@@ -13,7 +13,7 @@ from fedcore.spec import Cohort, RunSpec
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "run": {"name": "run", "task": "", "rounds": 10, "seed": 0},
-    "cohort": {"size": 10, "minimum": 0, "over_select": 1.0, "deadline": 600.0},
+    "cohort": {"size": 10, "minimum": 0, "over_select": 1.0, "deadline": 600.0, "labels": {}},
     "client": {
         "epochs": 1,
         "batch_size": 32,
@@ -23,10 +23,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "schedule": {"name": "constant", "warmup": 0},
         "device": "cpu",
         "threads": 1,
+        "autocast": False,
     },
     "strategy": {"name": "fedavg"},
     "limits": {"weight": 1e6, "update": 64.0, "norm": 0.0},
-    "evaluation": {"every": 1, "where": "clients"},
+    "evaluation": {"every": 1, "where": "clients", "patience": 0, "monitor": "loss"},
     "encryption": {"updates": "auto", "encoding": "auto", "corrupt": 0.2, "lost": 0.1},
     "privacy": {"level": "none"},
     "simulation": {
@@ -135,6 +136,9 @@ def test_an_override_below_a_value_is_refused() -> None:
         ("[run]\nseed = 9223372036854775808", "run.toml:2: run.seed"),
         ("run = 3", "run.toml:1: run: 3: expected a table"),
         ("[cohort]\nover_select = 0.9", "run.toml:2: cohort.over_select: 0.9: expected at least 1"),
+        ("[cohort]\nlabels = {site = 'e u'}", "run.toml:2: cohort.labels: expected at most 16 labels"),
+        ("[cohort]\n[cohort.labels]\n'' = 'eu'", "run.toml:2: cohort.labels: expected at most 16 labels"),
+        ("[evaluation]\nevery = 0\npatience = 3", "run.toml:1: evaluation: patience = 3 counts evaluations"),
         ("[cohort]\ndeadline = inf", "run.toml:2: cohort.deadline: inf"),
         ("[client]\ndevice = 'gpu'", "run.toml:2: client.device: 'gpu': expected auto, cpu, cuda or cuda:N"),
         (

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fedcore.messages import Hello, Outcome, Ref, Verdict
+from fedcore.messages import Hello, Outcome, Pause, Ref, Verdict
 from fedcore.server.registry import Registry, Session, Signal
 
 DIGEST, OUTCOME = "0" * 64, Outcome(Ref("run", 1, 0, "train"), Verdict("late"))
@@ -12,7 +12,7 @@ def session(client: str, evaluator: bool = False, **tasks: str) -> Session:
     return Session(client, Hello(tasks or {"Digits": DIGEST}, evaluator))
 
 
-def test_only_free_clients_with_the_same_task_are_eligible_in_the_order_of_names() -> None:
+def test_only_clients_with_the_same_task_and_all_labels_are_eligible_in_the_order_of_names() -> None:
     registry = Registry()
     for one in (
         session("c"),
@@ -22,13 +22,34 @@ def test_only_free_clients_with_the_same_task_are_eligible_in_the_order_of_names
         session("e", evaluator=True),
     ):
         registry.join(one)
-    assert registry.eligible("run", "Digits", DIGEST) == ["a", "c"]
-    assert registry.eligible("run", "Digits", DIGEST, evaluator=True) == ["e"]
-    registry.lease("other", ("a",))
-    assert registry.eligible("run", "Digits", DIGEST) == ["c"]
-    assert registry.eligible("other", "Digits", DIGEST) == ["a", "c"]
+    registry.join(Session("f", Hello({"Digits": DIGEST}, labels={"site": "eu", "kind": "phone"})))
+    assert registry.eligible("Digits", DIGEST, {}) == ["a", "c", "f"]
+    assert registry.eligible("Digits", DIGEST, {}, evaluator=True) == ["e"]
+    assert registry.eligible("Digits", DIGEST, {"site": "eu"}) == ["f"]
+    assert registry.eligible("Digits", DIGEST, {"site": "eu", "kind": "tablet"}) == []
+
+
+def test_a_client_is_free_for_whoever_it_works_for_until_its_lease_ends() -> None:
+    registry = Registry()
+    registry.lease("run", ("a", "b"))
+    assert registry.free("other", ["c", "b", "a"]) == ["c"]
+    assert registry.free("run", ["c", "b", "a"]) == ["c", "b", "a"]
+    registry.release("run", ["a"])
     registry.release("other")
-    assert registry.eligible("run", "Digits", DIGEST) == ["a", "c"]
+    assert registry.free("other", ["a", "b"]) == ["a"]
+    registry.release("run")
+    assert registry.free("other", ["a", "b"]) == ["a", "b"]
+
+
+def test_what_a_run_claims_is_kept_from_those_behind_it() -> None:
+    registry = Registry()
+    with registry.turn("first"), registry.turn("second"):
+        registry.claim("first", ["a"])
+        registry.claim("second", ["b"])
+        assert registry.free("first", ["a", "b", "c"]) == ["a", "b", "c"]
+        assert registry.free("second", ["a", "b", "c"]) == ["b", "c"]
+        assert registry.free("elsewhere", ["a", "b", "c"]) == ["c"]
+    assert registry.free("second", ["a"]) == ["a"] and not registry.queue
 
 
 def test_a_lease_outlives_the_connection() -> None:
@@ -38,7 +59,7 @@ def test_a_lease_outlives_the_connection() -> None:
     registry.lease("run", ("a",))
     assert registry.leave(first)
     registry.join(session("a"))
-    assert registry.eligible("other", "Digits", DIGEST) == []
+    assert registry.free("other", ["a"]) == []
 
 
 def test_a_newer_session_takes_the_place_of_an_older_one() -> None:
@@ -58,9 +79,11 @@ def test_whoever_waits_hears_of_every_change() -> None:
         registry = Registry()
         before = registry.changed.next
         one = session("a")
+        registry.queue["run"] = ["a"]
         for change in (
             lambda: registry.join(one),
             lambda: registry.release("run"),
+            lambda: registry.claim("run", ["b"]),
             lambda: registry.leave(one),
         ):
             change()
@@ -84,10 +107,12 @@ def test_a_signal_is_not_missed_between_looking_and_waiting() -> None:
     asyncio.run(run())
 
 
-def test_all_sessions_can_be_ended() -> None:
+def test_all_sessions_can_be_ended_each_with_a_time_to_come_back() -> None:
     registry = Registry()
     sessions = [session("a"), session("b")]
     for one in sessions:
         registry.join(one)
     registry.dismiss()
+    pauses = [one.outbox.get_nowait() for one in sessions]
+    assert all(isinstance(pause, Pause) for pause in pauses) and pauses[0] != pauses[1]
     assert [one.outbox.get_nowait() for one in sessions] == [None, None]
