@@ -118,12 +118,10 @@ def add_rotated(
         total[place] += scaled.sum(axis=0).astype(np.int64).astype(total.dtype)
 
 
-def decode_rotated(total: Narrow, shift: int, seed: int) -> NDArray[np.float64]:
-    """Return the vector that a sum of `add_rotated` stands for, shape (d,), float64."""
-    vector = np.empty(len(total))
+def decode_rotated(total: Narrow, shift: int, seed: int, vector: NDArray[np.float64]) -> None:
+    """Write to `vector` what a sum of `add_rotated` stands for; both of shape (d,)."""
     for place, piece in unrotated(signed(total)[None], seed):
         np.multiply(piece[0], np.float64(2.0) ** -shift, out=vector[place])
-    return vector
 
 
 def signed(words: Narrow) -> NDArray[np.signedinteger[Any]]:

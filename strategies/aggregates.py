@@ -10,7 +10,7 @@ from fedcore.layout import Vector
 from fedcore.strategies.algorithms import Aggregate
 from fedcore.strategies.matrix import aggregate_rows
 from fedcore.strategies.strategy import Strategy
-from fedcore.strategies.terms import RowStore
+from fedcore.strategies.terms import RowStore, Space
 from fedcore.strategies.words import Accumulator
 
 
@@ -51,11 +51,12 @@ def conclude(
     folded: int,
     anchor: Vector | None,
     rng: np.random.Generator,
+    space: Space,
 ) -> Aggregate:
     """Return what the strategy's aggregator makes of a closed round.
 
-    anchor: the vector of shape (d,) that the aggregator asks for, if it asks for one. Raises SpecError where
-    fewer updates are in than the rule can work with.
+    anchor: the vector of shape (d,) that the aggregator asks for, if it asks for one. space: where the result
+    lies. Raises SpecError where fewer updates are in than the rule can work with.
     """
     population = sums.plan.population
     if strategy.sums or not folded:
@@ -64,5 +65,5 @@ def conclude(
     for name, matrix in sorted(rows.packed().items()):
         factor = sums.plan.vectors[name].factor if aggregator.weighted else None
         weights = rows.scalar(factor) if factor else None
-        made[name] = aggregate_rows(pre, aggregator, matrix, weights, rng=rng, anchor=anchor)
+        made[name] = aggregate_rows(pre, aggregator, matrix, weights, rng=rng, anchor=anchor, space=space)
     return Robust(sums, folded, population, made)

@@ -7,70 +7,26 @@ block by block, and one that ends in coefficients a reads X once more for (a W) 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedcore.encoding import blocks, within
 from fedcore.errors import SpecError
 from fedcore.seeds import generator
 from fedcore.strategies import passes
 from fedcore.strategies.passes import NotFinite, Rows, Vector
+from fedcore.strategies.terms import Space, in_memory
+
+if TYPE_CHECKING:
+    from fedcore.strategies.aggregators import Aggregator
+    from fedcore.strategies.preaggregators import PreAggregator
 
 Products = Literal["none", "norms", "all"]
 Anchor = Literal["", "previous", "root"]
 
-
-class Part(Protocol):
-    """What pre-aggregators and aggregators have in common."""
-
-    @property
-    def products(self) -> Products:
-        """Which inner products of the rows it works from; `norms` are those with itself and the anchor."""
-        ...
-
-    def check(self, n: int) -> None:
-        """Raise SpecError unless the part can work on n rows."""
-        ...
-
-    def without(self, lost: int, n: int) -> Self:
-        """Return the part for the n rows that are left when `lost` others were not finite."""
-        ...
-
-
-class Mixer(Part, Protocol):
-    """A pre-aggregator, as the evaluation sees it."""
-
-    @property
-    def scales(self) -> bool:
-        """Whether each row is only rescaled, so that W is diagonal."""
-        ...
-
-    def count(self, n: int) -> int:
-        """Return how many rows come out of n."""
-        ...
-
-    def mix(self, gram: Vector, rng: np.random.Generator) -> Vector:
-        """Return W, shape (m, n)."""
-        ...
-
-
-class Rule(Part, Protocol):
-    """An aggregator, as the evaluation sees it."""
-
-    @property
-    def weighted(self) -> bool:
-        """Whether the weights of the rows count."""
-        ...
-
-    @property
-    def anchor(self) -> Anchor:
-        """Which extra vector it works with."""
-        ...
-
-    def evaluate(self, matrix: "Matrix", weights: Vector, rng: np.random.Generator) -> Vector:
-        """Return the aggregate of the matrix's rows; the weights, shape (m,), sum to 1."""
-        ...
+NO_GRAM = np.zeros((0, 0))
 
 
 @dataclass(frozen=True)
@@ -78,7 +34,7 @@ class Matrix:
     """The m rows that a rule works on: those kept of an (n, d) array, or mixtures W of them.
 
     gram: float64 inner products of the m rows, as far as the parts asked for them and zero elsewhere; for a
-    rule with an anchor one row and column more, the anchor's, which comes last.
+    rule with an anchor one row and column more, the anchor's, which comes last. space: where results lie.
     """
 
     rows: Rows
@@ -86,6 +42,7 @@ class Matrix:
     keep: NDArray[np.intp] | None = None
     mixing: Vector | None = None
     anchor: Rows | None = None
+    space: Space = in_memory
 
     @property
     def count(self) -> int:
@@ -105,10 +62,9 @@ class Matrix:
 
     def take(self, chosen: NDArray[np.intp]) -> "Matrix":
         """Return the matrix of the chosen rows, in their order and without inner products."""
-        none = np.zeros((0, 0))
         if self.mixing is not None:
-            return replace(self, mixing=self.mixing[chosen], gram=none)
-        return replace(self, keep=chosen if self.keep is None else self.keep[chosen], gram=none)
+            return replace(self, mixing=self.mixing[chosen], gram=NO_GRAM)
+        return replace(self, keep=chosen if self.keep is None else self.keep[chosen], gram=NO_GRAM)
 
     def combine(self, coefficients: Vector) -> Vector:
         """Return sum_i a_i x_i, shape (d,), float64; a coefficient more than rows is the anchor's."""
@@ -116,14 +72,19 @@ class Matrix:
         own[slice(None) if self.keep is None else self.keep] = (
             rows if self.mixing is None else rows @ self.mixing
         )
-        total = passes.combine(own, self.rows)
+        total = passes.combine(own, self.rows, self.nothing())
         if self.anchor is not None and len(coefficients) > self.count:
-            total += coefficients[-1] * self.anchor
+            for block in blocks(len(total)):
+                total[block] += coefficients[-1] * self.anchor[block]
         return total
+
+    def nothing(self) -> Vector:
+        """Return zeros, shape (d,), float64, where results lie."""
+        return self.space("aggregate", (self.rows.shape[1],), np.dtype(np.float64))
 
     def by_columns(self, rule: passes.ColumnRule) -> Vector:
         """Return the rule's value of every column, shape (d,), float64."""
-        return passes.by_columns(rule, self.rows, self.keep, self.mixing)
+        return passes.by_columns(rule, self.rows, self.nothing(), self.keep, self.mixing)
 
     def whole(self) -> Rows:
         """Return the rows, shape (m, d): the array itself, or a new one where they are mixed or selected."""
@@ -136,7 +97,7 @@ class Matrix:
         return self.rows
 
 
-def check_rows(pre: Sequence[Mixer], aggregator: Rule, n: int) -> None:
+def check_rows(pre: Sequence["PreAggregator"], aggregator: "Aggregator", n: int) -> None:
     """Raise SpecError, with the part and what would do, unless all parts can work on n rows."""
     for part in pre:
         part.check(n)
@@ -145,28 +106,29 @@ def check_rows(pre: Sequence[Mixer], aggregator: Rule, n: int) -> None:
 
 
 def aggregate_rows(
-    pre: Sequence[Mixer],
-    aggregator: Rule,
+    pre: Sequence["PreAggregator"],
+    aggregator: "Aggregator",
     rows: Rows,
     weights: ArrayLike | None = None,
     *,
     rng: np.random.Generator | None = None,
     anchor: Rows | None = None,
+    space: Space = in_memory,
 ) -> Vector:
     """Return the aggregate of rows (n, d), in memory or mapped from a file: shape (d,), float64.
 
     Rows with a value that is not finite are dropped first, and f is lowered by their number where the rule
     could not work on the others otherwise. weights: shape (n,), not negative; the same for all where None.
     rng: the parts' randomness; the same each time where None. anchor: shape (d,), the last aggregate or the
-    server's own update, for a rule that works with one; a last aggregate is zero at first. `rows` is not
-    written to. Raises SpecError where n rows are too few for a part, for bad weights, and for a rule that
-    makes values which are not finite of rows that are.
+    server's own update, for a rule that works with one; a last aggregate is zero at first. space: where the
+    result lies. `rows` is not written to. Raises SpecError where n rows are too few for a part, for bad
+    weights, and for a rule that makes values which are not finite of rows that are.
     """
     rows, weights = _array(rows), _valid(weights, len(rows))
     used = _anchor(aggregator, anchor, rows.shape[1])
     rng = rng or generator("aggregate")
     try:
-        return _evaluate(pre, aggregator, rows, None, weights, rng, used)
+        return _evaluate(pre, aggregator, Matrix(rows, NO_GRAM, None, None, used, space), weights, rng)
     except NotFinite as error:
         keep = np.flatnonzero(passes.finite(rows))
         if len(keep) == len(rows):
@@ -176,12 +138,13 @@ def aggregate_rows(
         for part in pre:
             left.append(part.without(lost, n))
             n = part.count(n)
-        return _evaluate(left, aggregator.without(lost, n), rows, keep, weights[keep], rng, used)
+        matrix = Matrix(rows, NO_GRAM, keep, None, used, space)
+        return _evaluate(left, aggregator.without(lost, n), matrix, weights[keep], rng)
 
 
-def mix_rows(pre: Sequence[Mixer], rows: Rows, *, rng: np.random.Generator | None = None) -> Rows:
+def mix_rows(pre: Sequence["PreAggregator"], rows: Rows, *, rng: np.random.Generator | None = None) -> Rows:
     """Return what pre-aggregators make of finite rows (n, d): one new array (m, d) in their dtype."""
-    matrix = _matrix(pre, "none", _array(rows), None, None, 0)
+    matrix = _measured(pre, "none", Matrix(_array(rows), NO_GRAM), 0)
     return _mixed(pre, matrix, rng or generator("aggregate")).whole()
 
 
@@ -202,54 +165,43 @@ def _valid(weights: ArrayLike | None, n: int) -> Vector:
     return given
 
 
-def _anchor(aggregator: Rule, anchor: Rows | None, size: int) -> Rows | None:
+def _anchor(aggregator: "Aggregator", anchor: Rows | None, size: int) -> Rows | None:
     if not aggregator.anchor:
         return None
     if anchor is None:
         if aggregator.anchor == "root":
             raise SpecError(f"{aggregator} needs the server's own update; pass it as `anchor`")
-    elif anchor.shape != (size,) or not np.isfinite(anchor).all():
+    elif anchor.shape != (size,) or not within(anchor, float(np.finfo(anchor.dtype).max)):
         raise SpecError(f"anchor of shape {anchor.shape}: expected {size} finite numbers")
     return anchor
 
 
 def _evaluate(
-    pre: Sequence[Mixer],
-    aggregator: Rule,
-    rows: Rows,
-    keep: NDArray[np.intp] | None,
+    pre: Sequence["PreAggregator"],
+    aggregator: "Aggregator",
+    matrix: Matrix,
     weights: Vector,
     rng: np.random.Generator,
-    anchor: Rows | None,
 ) -> Vector:
     check_rows(pre, aggregator, len(weights))
-    matrix = _matrix(pre, aggregator.products, rows, keep, anchor, 1 if aggregator.anchor else 0)
-    matrix = _mixed(pre, matrix, rng)
+    matrix = _mixed(pre, _measured(pre, aggregator.products, matrix, 1 if aggregator.anchor else 0), rng)
     if not aggregator.weighted:
         weights = np.ones(matrix.count)
     elif matrix.mixing is not None and matrix.count < len(weights):
         weights = (matrix.mixing != 0) @ weights  # a bucket weighs what its members weigh together
     total = weights.sum()
-    return aggregator.evaluate(matrix, weights / total, rng) if total else np.zeros(rows.shape[1])
+    return aggregator.evaluate(matrix, weights / total, rng) if total else matrix.nothing()
 
 
-def _mixed(pre: Sequence[Mixer], matrix: Matrix, rng: np.random.Generator) -> Matrix:
+def _mixed(pre: Sequence["PreAggregator"], matrix: Matrix, rng: np.random.Generator) -> Matrix:
     for part in pre:
         n = matrix.count
         matrix = matrix.mixed(part.mix(matrix.gram[:n, :n] if len(matrix.gram) else np.zeros((n, n)), rng))
     return matrix
 
 
-def _matrix(
-    pre: Sequence[Mixer],
-    last: Products,
-    rows: Rows,
-    keep: NDArray[np.intp] | None,
-    anchor: Rows | None,
-    extra: int,
-) -> Matrix:
+def _measured(pre: Sequence["PreAggregator"], last: Products, matrix: Matrix, extra: int) -> Matrix:
     """Return the unmixed matrix with the inner products that the parts need, and no others."""
-    matrix = Matrix(rows, np.zeros((0, 0)), keep, None, anchor)
     level, scaled = "none", True
     for products, scales in [*((part.products, part.scales) for part in pre), (last, True)]:
         if products != "none":
@@ -259,6 +211,7 @@ def _matrix(
     if level == "none":
         return matrix
     gram = np.zeros((matrix.count + extra,) * 2)
-    known = matrix.count + (anchor is not None)
-    gram[:known, :known] = (passes.gram if level == "all" else passes.star)(rows, keep, anchor)
+    known = matrix.count + (matrix.anchor is not None)
+    measure = passes.gram if level == "all" else passes.star
+    gram[:known, :known] = measure(matrix.rows, matrix.keep, matrix.anchor)
     return replace(matrix, gram=gram)

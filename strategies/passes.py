@@ -100,7 +100,7 @@ def star(rows: Rows, keep: NDArray[np.intp] | None = None, anchor: Rows | None =
         raise NotFinite
     if anchor is None:
         return np.diag(products[0])
-    square = np.square(anchor, dtype=np.float64).sum()
+    square = sum(float(np.square(anchor[block], dtype=np.float64).sum()) for block in blocks(len(anchor)))
     total = np.diag(np.append(products[0], square))
     total[-1, :-1] = total[:-1, -1] = products[1]
     return total
@@ -132,13 +132,12 @@ def gram(rows: Rows, keep: NDArray[np.intp] | None = None, anchor: Rows | None =
     return total
 
 
-def combine(coefficients: Vector, rows: Rows) -> Vector:
-    """Return sum_i a_i x_i, shape (d,), float64; rows with a_i = 0 are not read.
+def combine(coefficients: Vector, rows: Rows, result: Vector) -> Vector:
+    """Return sum_i a_i x_i, added to `result`, zeros (d,) in float64; rows with a_i = 0 are not read.
 
     At most 32 rows are added in their own precision, those sums in float64. Raises NotFinite.
     """
     used = np.flatnonzero(coefficients)
-    result = np.zeros(rows.shape[1])
     factors = coefficients[used]
     if np.abs(factors).max(initial=0.0) < np.finfo(rows.dtype).max:  # a row of tiny numbers may be scaled up
         factors = factors.astype(rows.dtype)
@@ -150,24 +149,25 @@ def combine(coefficients: Vector, rows: Rows) -> Vector:
             for few in blocks(len(used), SHORT):
                 total += factors[few] @ (rows[few, part] if every else rows[used[few], part])
 
+            if not np.isfinite(total).all():
+                raise NotFinite
+
     sweep(rows.shape[1], WIDE, work)
-    if not np.isfinite(result).all():
-        raise NotFinite
     return result
 
 
 def by_columns(
     rule: ColumnRule,
     rows: Rows,
+    result: Vector,
     keep: NDArray[np.intp] | None = None,
     mixing: Vector | None = None,
 ) -> Vector:
-    """Apply a rule to every column of the kept, then mixed, rows; shape (d,), float64.
+    """Apply a rule to every column of the kept, then mixed, rows; return `result`, shape (d,), float64.
 
     The rule gets blocks (m, b) whose columns are contiguous, which it may overwrite, and returns (b,).
     Raises NotFinite.
     """
-    result = np.empty(rows.shape[1])
     count = len(rows) if keep is None else len(keep)
     height = count if mixing is None else len(mixing)
     width = _width(count + height, rows.dtype)

@@ -10,6 +10,7 @@ The drivers differ only in where updates come from and what a clock says.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -35,8 +36,8 @@ from fedcore.strategies.privacy import (
 )
 from fedcore.strategies.samplers import Memory, Uniform
 from fedcore.strategies.strategy import Strategy
-from fedcore.strategies.terms import Rows, RowStore, Space, all_pass, check
-from fedcore.strategies.words import Accumulator, Zeros
+from fedcore.strategies.terms import Rows, RowStore, Space, all_pass, check, in_memory
+from fedcore.strategies.words import Accumulator
 
 SQUARE_BOUND = 2.0**40  # of the squared norm of an update
 BITS = {"auto": 64, "exact": 64, "q32": 32, "q16": 16}  # of a coordinate of a vector whose norm is bounded
@@ -56,16 +57,17 @@ class State:
     memory: Memory = field(default_factory=dict)
 
 
-def initial_state(strategy: Strategy, parameters: Parameters) -> State:
-    """Return the state before the first round."""
+def initial_state(strategy: Strategy, parameters: Parameters, space: Space = in_memory) -> State:
+    """Return the state before the first round; `space` places its vectors."""
     x, algorithm = parameters.shared, strategy.algorithm
-    vectors = {
-        f"optimizer.{name}": np.full_like(x, value) for name, value in strategy.optimizer.state.items()
-    }
-    vectors |= {f"algorithm.{name}": np.zeros_like(x) for name in algorithm.remembers}
+    begin = {f"optimizer.{name}": value for name, value in strategy.optimizer.state.items()}
+    begin |= {f"algorithm.{name}": 0.0 for name in algorithm.remembers}
     if strategy.aggregator.anchor == "previous":
-        vectors["aggregator.previous"] = np.zeros_like(x)
-    extra = {name: np.zeros_like(x) for name in algorithm.receives}
+        begin["aggregator.previous"] = 0.0
+    vectors = {name: space(name, x.shape, x.dtype) for name in begin}
+    for name, value in begin.items():
+        vectors[name][:] = value
+    extra = {name: space(name, x.shape, x.dtype) for name in algorithm.receives}
     return State(0, Parameters(x, parameters.buffers, extra), vectors)
 
 
@@ -156,22 +158,25 @@ class Round:
     is late. Nothing here waits, reads a clock or touches a file.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        zeros: Zeros | None = None,
-        space: Space | None = None,
-    ) -> None:
-        """Open the round; `zeros` places the sums and `space` the rows, in memory if left out."""
-        self.plan = plan
-        self.sums = Accumulator(plan, zeros)
-        self.rows = RowStore(plan, space)
+    def __init__(self, plan: Plan, space: Space = in_memory) -> None:
+        """Open the round; `space` places whatever is as long as the model: sums, rows, the next state."""
+        self.plan, self.space = plan, space
         self.root: Vector | None = None  # the update from the data that the server trusts, for rules that ask
         self.seconds: dict[str, float] = {}  # how long clients took, as far as the driver knows
         self.waiting = set(plan.cohort)
         self.verdicts: dict[str, Verdict] = {}
         self.folded: list[str] = []
         self.closed = False
+
+    @cached_property
+    def sums(self) -> Accumulator:
+        """The sums so far; a round of which only the books are kept has room for none."""
+        return Accumulator(self.plan, self.space)
+
+    @cached_property
+    def rows(self) -> RowStore:
+        """The rows so far."""
+        return RowStore(self.plan, self.space)
 
     @property
     def done(self) -> bool:
@@ -266,18 +271,21 @@ def advance(
     """Return the state after a closed training round; the old one is left as it is.
 
     Block by block: x <- optimiser(x, direction), buffers <- sum w_i b_i / sum w_i. seed: the run's, for
-    rules that draw. `copy` says where the new parameters lie, in memory or on disk. entropy: 256 bits for
-    the noise of a private round, new for every call and kept nowhere; None takes the seed, in simulations.
+    rules that draw. `copy` says where the new parameters lie, in memory or on disk; what else is as long lies
+    in the round's space. entropy: 256 bits for the noise of a private round, new for every call and kept
+    nowhere; None takes the seed, in simulations.
     """
     parameters, plan = copy(state.parameters), round.plan
     shared, buffers = parameters.shared, parameters.buffers
-    vectors = {name: vector.copy() for name, vector in state.vectors.items()}
+    vectors = {name: round.space(name, v.shape, v.dtype) for name, v in state.vectors.items()}
+    for name, vector in vectors.items():
+        vector[:] = state.vectors[name]
     previous = vectors.get("aggregator.previous")
     anchor = round.root if strategy.aggregator.anchor == "root" else previous
     rng = generator(seed, "aggregate", plan.ref.round)
     secret = digest(seed, "noise", plan.ref.round) if entropy is None else entropy
     aggregate = noised(strategy.privacy, plan, round.sums, vectors, secret) or conclude(
-        strategy, round.sums, round.rows, len(round.folded), anchor, rng
+        strategy, round.sums, round.rows, len(round.folded), anchor, rng, round.space
     )
     rate = strategy.optimizer.rate(aggregate, lambda: _squared_norm(aggregate, len(shared)))
     optimizer, server = _part("optimizer", vectors), {**parameters.extra, **_part("algorithm", vectors)}

@@ -13,9 +13,14 @@ from fedcore.errors import UpdateRefused
 from fedcore.layout import Vector
 from fedcore.messages import Plan, Update
 
-Space = Callable[[str, tuple[int, int], np.dtype[Any]], Vector]
+Space = Callable[[str, tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
 SHORT = 1 << 13  # numbers, of which BLAS forms the product in one thread, so to the same bits everywhere
+
+
+def in_memory(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return zeros: the `Space` of whoever has memory for all that is as long as the model."""
+    return np.zeros(shape, dtype)
 
 
 def check(plan: Plan, update: Update) -> None:
@@ -114,18 +119,19 @@ def all_pass(plan: Plan, rows: Rows) -> bool:
 class RowStore:
     """The vectors and scalars that a plan keeps client by client, a row each, in the cohort's order."""
 
-    def __init__(self, plan: Plan, space: Space | None = None) -> None:
-        """Make room for the cohort; `space(name, shape, dtype)` places the rows, in memory if left out."""
-        make = space or (lambda _, shape, dtype: np.empty(shape, dtype))
+    def __init__(self, plan: Plan, space: Space = in_memory) -> None:
+        """Make room for the cohort; `space(name, shape, dtype)` places the rows."""
         self.place = {client: i for i, client in enumerate(plan.cohort)} if plan.rows else {}
         specs = {name: plan.vectors[name] for name in sorted(plan.rows)}
-        self.vectors = {n: make(n, (len(plan.cohort), spec.length), spec.dtype) for n, spec in specs.items()}
+        self.vectors = {n: space(n, (len(plan.cohort), spec.length), spec.dtype) for n, spec in specs.items()}
         self.reported: dict[str, Mapping[str, float]] = {}
 
     def add(self, clients: Sequence[str], rows: Rows) -> None:
         """Keep the rows of clients that `check` passed; not called where the plan `sees` nothing."""
+        places = [self.place[client] for client in clients] if self.vectors else []
         for name, matrix in self.vectors.items():
-            matrix[[self.place[client] for client in clients]] = rows.vectors[name]
+            for block in blocks(matrix.shape[1]):
+                matrix[places, block] = rows.vectors[name][:, block]
         columns = {name: column.tolist() for name, column in rows.scalars.items()}
         for i, client in enumerate(clients):
             self.reported[client] = {name: column[i] for name, column in columns.items()}

@@ -6,7 +6,7 @@
 The sum of all clients' words stands for the sum of their terms, `factor * vector`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import IO, Any
@@ -26,11 +26,9 @@ from fedcore.encoding import (
     within,
 )
 from fedcore.errors import UpdateRefused
-from fedcore.messages import Plan, Update
+from fedcore.messages import Plan, Term, Update
 from fedcore.privacy import distributed
-from fedcore.strategies.terms import Rows, joint_norm
-
-Zeros = Callable[[str, int, np.dtype[Any]], NDArray[Any]]
+from fedcore.strategies.terms import Rows, Space, in_memory, joint_norm
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,13 @@ class Accumulator:
     is the one that saw the updates of both.
     """
 
-    def __init__(self, plan: Plan, zeros: Zeros | None = None) -> None:
-        """Start at zero; `zeros(name, length, dtype)` places "narrow" and "wide", in memory if left out."""
-        self.plan = plan
+    def __init__(self, plan: Plan, space: Space = in_memory) -> None:
+        """Start at zero; `space` places the words, "narrow" and "wide", and what narrow ones stand for."""
+        self.plan, self.space = plan, space
         self.terms = {term.name: term for term in plan.terms}
         self.shifts = {term.name: plan.shift(term) for term in plan.terms}
-        make = zeros or (lambda _, length, dtype: np.zeros(length, dtype))
-        self._narrow: Narrow = make("narrow", plan.narrow, plan.word)
-        self._wide: NDArray[np.uint64] = make("wide", plan.wide, np.dtype(np.uint64))
+        self._narrow: Narrow = space("narrow", (plan.narrow,), plan.word)
+        self._wide: NDArray[np.uint64] = space("wide", (plan.wide,), np.dtype(np.uint64))
         self._signed = self._wide.view(np.int64)
         self._scalars = self._signed[plan.wide - len(plan.scalars) :]
         self._vectors = [(term, self.integers(term.name)) for term in plan.terms if term.vector]
@@ -136,12 +133,21 @@ class Accumulator:
         shift, term = self.shifts[name], self.terms[name]
         if not self.plan.is_narrow(term):
             return decode(self.integers(name)[block], shift)
-        if self.plan.distributed and name not in self._unrotated:
-            whole = distributed.decode(self._narrow, self.plan.distributed)
-            self._unrotated = {each: whole[place] for each, place in self.plan.places.items()}
         if name not in self._unrotated:
-            self._unrotated[name] = decode_rotated(self.integers(name), shift, self.plan.rotation(term))
+            self._unrotate(term)
         return self._unrotated[name][block].copy()
+
+    def _unrotate(self, term: Term) -> None:
+        """Decode a narrow term, or all of them where clients rotate them as one."""
+        made = self.plan.distributed
+        words = self._narrow if made else self.integers(term.name)
+        vector = self.space(f"{term.name} decoded", words.shape, np.dtype(np.float64))
+        if made:
+            distributed.decode(words, made, vector)
+            self._unrotated = {each: vector[place] for each, place in self.plan.places.items()}
+        else:
+            decode_rotated(words, self.shifts[term.name], self.plan.rotation(term), vector)
+            self._unrotated[term.name] = vector
 
 
 def _limits(plan: Plan, shifts: Mapping[str, int]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from fedcore.layout import Entry, Layout, Parameters
 from fedcore.messages import Ref, Update
 from fedcore.seeds import integer
 from fedcore.spec import RunSpec
+from fedcore.strategies.catalog import strategy_of
 from fedcore.task import Client, Task
 
 
@@ -22,19 +23,20 @@ class Echo(Task):
 
     def trainer(self, spec: RunSpec) -> "EchoTrainer":
         """Return what answers in place of a PyTorch loop."""
-        return EchoTrainer(self.size)
+        layout = Layout((Entry("parameters", (self.size,), "float32", "shared"),))
+        return EchoTrainer(layout, tuple(strategy_of(spec).algorithm.vectors(layout, spec)))
 
     def data(self, client: Client) -> Split[ArrayDataset]:
         """Return one example, for its weight."""
         return Split(ArrayDataset(np.zeros((1, 1), np.float32), np.zeros(1, np.int64)), None)
 
 
+@dataclass(frozen=True)
 class EchoTrainer:
-    """A `fedcore.client.training.Trainer` in NumPy."""
+    """A `fedcore.client.training.Trainer` in NumPy; sent: the vectors of an update."""
 
-    def __init__(self, size: int) -> None:
-        """Answer for `size` parameters."""
-        self.layout = Layout((Entry("parameters", (size,), "float32", "shared"),))
+    layout: Layout
+    sent: tuple[str, ...]
 
     def parameters(self) -> Parameters:
         """Return zeros."""
@@ -47,7 +49,7 @@ class EchoTrainer:
         """Return a constant delta that differs between rounds and clients."""
         step = np.float32(1e-9 * (integer(client, ref.round) % 10**6))
         delta = np.full(self.layout.shared_size, step, np.float32)
-        return Update({"delta": delta}, {"weight": 1.0, "loss": 0.0, "count": 1.0}), kept
+        return Update(dict.fromkeys(self.sent, delta), {"weight": 1.0, "loss": 0.0, "count": 1.0}), kept
 
     def evaluate(self, examples: Examples, kept: Kept) -> Update:
         """Return no examples."""

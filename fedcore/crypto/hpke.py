@@ -28,7 +28,7 @@ _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 @dataclass(frozen=True)
 class PrivateKey:
-    """A recipient's key; it is never written anywhere."""
+    """A recipient's key."""
 
     mlkem: MLKEM768PrivateKey = field(repr=False)
     x25519: X25519PrivateKey = field(repr=False)
@@ -42,6 +42,18 @@ def new_key() -> PrivateKey:
 def public_bytes(key: PrivateKey) -> bytes:
     """Return the public key in 1,216 bytes."""
     return key.mlkem.public_key().public_bytes_raw() + key.x25519.public_key().public_bytes_raw()
+
+
+def private_bytes(key: PrivateKey) -> bytes:
+    """Return the private key in 96 bytes: ML-KEM's seed of 64, then X25519's 32."""
+    return key.mlkem.private_bytes_raw() + key.x25519.private_bytes_raw()
+
+
+def private_key(raw: bytes) -> PrivateKey:
+    """Return the key that `private_bytes` wrote."""
+    return PrivateKey(
+        MLKEM768PrivateKey.from_seed_bytes(raw[:64]), X25519PrivateKey.from_private_bytes(raw[64:])
+    )
 
 
 def seal(public: bytes, plaintext: Buffer, info: bytes, aad: bytes) -> bytes:

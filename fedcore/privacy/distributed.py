@@ -18,7 +18,7 @@ from fedcore.encoding import WRAP, Integers, Narrow, signed
 from fedcore.errors import SpecError, UpdateRefused
 from fedcore.layout import Vector
 from fedcore.privacy.discrete import LEAST_VARIANCE, MAX_VARIANCE, discrete_gaussian, skellam
-from fedcore.privacy.rotation import flatness, rotate, unrotate
+from fedcore.privacy.rotation import flatness, rotate, unrotated
 
 Noise = Literal["discrete_gaussian", "skellam"]
 
@@ -150,14 +150,15 @@ def rounded(vector: Vector, norm: float, rng: np.random.Generator) -> Integers:
             return integers
 
 
-def decode(total: Narrow, parameters: Parameters) -> NDArray[np.float64]:
-    """Return the sum of the clipped vectors plus noise, of shares that were summed in any order.
+def decode(total: Narrow, parameters: Parameters, vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Write to `vector` the sum of the clipped vectors plus noise, of shares that were summed in any order.
 
-    total: shape (dimension,), of the parameters' dtype. The noise of n clients has variance
+    total, vector: shape (dimension,), `total` of the parameters' dtype. The noise of n clients has variance
     n (variance + at most 1/4) / scale^2 per coordinate.
     """
-    scaled = signed(total) / np.float64(parameters.scale)
-    return unrotate(scaled, parameters.seed).astype(np.float64, copy=False)
+    for place, piece in unrotated(signed(total)[None], parameters.seed):
+        np.divide(piece[0], parameters.scale, out=vector[place])
+    return vector
 
 
 def largest_norm(parameters: Parameters, clients: int) -> float:

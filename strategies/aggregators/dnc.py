@@ -1,18 +1,20 @@
 """Divide and conquer."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from fedcore.errors import SpecError
-from fedcore.strategies.aggregators.base import RowRule
+from fedcore.strategies.aggregators.base import Aggregator, Needs
 from fedcore.strategies.geometry import average
-from fedcore.strategies.passes import Rows, Vector, combine
+from fedcore.strategies.matrix import Matrix
+from fedcore.strategies.passes import Vector
 from fedcore.strategies.tolerance import Tolerant
 
 
 @dataclass(frozen=True)
-class DnC(Tolerant, RowRule):
+class DnC(Tolerant, Aggregator):
     """Drop the rows that stand out along the principal direction of a random sample of coordinates.
 
     An iteration centres `sample` coordinates drawn without replacement, scores each row by <x_i - mu, v>^2
@@ -20,6 +22,8 @@ class DnC(Tolerant, RowRule):
     the rows that no iteration dropped. Tolerates f with iterations * floor(c f) < n. Cost: O(n^2 sample) an
     iteration and a pass. Source: Shejwalkar, Houmansadr 2021, "Manipulating the Byzantine", Algorithm 2.
     """
+
+    needs: ClassVar[Needs] = "rows"
 
     iterations: int = 1
     sample: int = 10_000
@@ -35,8 +39,9 @@ class DnC(Tolerant, RowRule):
         fits = (f for f in range((n - 1) // 2, -1, -1) if self.iterations * int(self.c * f) < n)
         return next(fits, -1)
 
-    def vector(self, rows: Rows, weights: Vector, rng: np.random.Generator) -> Vector:
+    def evaluate(self, matrix: Matrix, weights: Vector, rng: np.random.Generator) -> Vector:
         """Return the mean of the rows that were never dropped."""
+        rows = matrix.whole()
         n, d = rows.shape
         dropped = int(self.c * self.faults(n))
         good = np.ones(n, bool)
@@ -47,4 +52,4 @@ class DnC(Tolerant, RowRule):
             # The left singular vector, scaled, holds the rows' components along the right one.
             scores = np.linalg.eigh(part @ part.T)[1][:, -1] ** 2
             good[np.argsort(scores, kind="stable")[n - dropped :]] = False
-        return combine(average(np.flatnonzero(good), n), rows)
+        return matrix.combine(average(np.flatnonzero(good), n))

@@ -10,7 +10,16 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcore.crypto.hpke import OVERHEAD, PUBLIC, new_key, open_, public_bytes, seal
+from fedcore.crypto.hpke import (
+    OVERHEAD,
+    PUBLIC,
+    new_key,
+    open_,
+    private_bytes,
+    private_key,
+    public_bytes,
+    seal,
+)
 from fedcore.errors import ProtocolError, UpdateRefused
 
 KEY = new_key()
@@ -100,6 +109,11 @@ def test_a_malformed_key_is_refused(public: bytes) -> None:
     """Coefficients of ML-KEM beyond its modulus; X25519's point of order 4, with which a secret is none."""
     with pytest.raises(ProtocolError, match="is no public key of ML-KEM-768 with X25519"):
         seal(public, b"update", b"", b"")
+
+
+def test_a_key_that_was_written_opens_what_was_sealed_to_it() -> None:
+    sealed = seal(public_bytes(KEY), b"update", b"info", b"aad")
+    assert open_(private_key(private_bytes(KEY)), sealed, b"info", b"aad") == b"update"
 
 
 def test_the_key_is_not_shown() -> None:

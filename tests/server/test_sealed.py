@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from fedcore.crypto import hpke
-from fedcore.messages import Assignment, Update
+from fedcore.crypto.identity import Identity
+from fedcore.crypto.names import Role
+from fedcore.messages import Assignment, Ref, Update
+from fedcore.server.sealed import KeyLost, Vault, wrapped_key
+from fedcore.strategies import from_table
+from fedcore.strategies.rounds import train_plan
 from fedcore.wire import grpc, sealing
 from tests.server.conftest import (
     LAYOUT,
@@ -52,7 +57,7 @@ def test_sealed_updates_give_the_same_bits(running: Running, rule: dict[str, obj
             assert same(federation.parameters(name).buffers, state.parameters.buffers)
             keys = [work.key for work in agents[0].assignments]
             assert len(set(keys)) == len(keys) == 6  # a new one for every attempt, of evaluations too
-            await until(lambda: not list(federation.coordinator.spool.iterdir()))
+            await until(lambda: not list(federation.coordinator.journals.folder.iterdir()))
 
     asyncio.run(run())
 
@@ -66,12 +71,11 @@ def test_what_lies_on_the_disk_stays_sealed_until_the_round_closes(running: Runn
             ref = agents[0].assignments[0].ref
             live = federation.coordinator.live[ref]
             await until(lambda: len(live.round.folded) == 2)  # they are judged already
-            files = [path.read_bytes() for path in federation.coordinator.spool.iterdir()]
-            assert len(files) == 2
+            files = [live.journal.update(agent.name).read_bytes() for agent in agents[:2]]
             for agent in agents[:2]:
                 update = await agent.update(agent.assignments[0])
-                plain = sealing.packed(live.plan, update)
-                assert {len(file) for file in files} == {len(plain) + hpke.OVERHEAD}
+                plain = b"".join(sealing.packed(live.plan, update))
+                assert {len(file) for file in files} == {sealing.sealed_size(live.plan)}
                 for start in range(0, len(plain) - 8, 8):
                     assert not any(plain[start : start + 8] in file for file in files)
             assert not any(np.any(words) for words in vars(live.round.sums.words).values())
@@ -97,7 +101,7 @@ def bound_to(
 ) -> bytes:
     public = sealing.announced(work.key, work.ref, device.identity)
     bound = sealing.binding("fed", replace(work.ref, round=round), client, agent.layout.digest)
-    return sealing.seal(public, sealing.packed(plan_of(work, agent.layout), update), bound)
+    return b"".join(sealing.seal(public, sealing.packed(plan_of(work, agent.layout), update), bound))
 
 
 @pytest.mark.parametrize(("forge", "said"), FORGED.values(), ids=FORGED)
@@ -135,7 +139,7 @@ def test_a_plain_update_is_not_taken_where_sealed_ones_are_asked(running: Runnin
             update = await agents[2].update(work)
             for parts, said in (
                 (upload_parts(work.ref, update), "tells of ['buffers', 'count', 'delta', 'loss', 'weight']"),
-                (hidden_parts(work.ref, b"short"), "payload has 5 bytes, expected 1348"),
+                (hidden_parts(work.ref, b"short"), "payload has 5 bytes, expected 1396"),
             ):
                 with pytest.raises(grpc.aio.AioRpcError) as error:
                     await agents[2].upload(parts)
@@ -143,3 +147,22 @@ def test_a_plain_update_is_not_taken_where_sealed_ones_are_asked(running: Runnin
                 assert said in (error.value.details() or "")
 
     asyncio.run(run())
+
+
+def test_the_key_beside_the_files_opens_for_this_attempt_and_this_identity_alone(
+    identity: Callable[[Role, str], Identity],
+) -> None:
+    """As the journal has it: of use to the coordinator after a restart, and to no thief of its disk."""
+    spec, names = spec_of(encryption=SEALED), tuple(NAMES)
+    ref = Ref("run", 1, 0, "train")
+    plan = train_plan(from_table(spec.strategy), spec, LAYOUT, ref, names, 3)
+    own = identity("coordinator", "main")
+    wrapped = wrapped_key(own, ref)
+    first, again = (Vault(own, plan, LAYOUT, wrapped) for _ in range(2))
+    assert hpke.private_bytes(first.key) == hpke.private_bytes(again.key)
+    assert hpke.private_bytes(first.key) not in wrapped
+    renewed = replace(own, key=identity("coordinator", "renewed").key)
+    other = replace(plan, ref=replace(ref, attempt=1))
+    for holder, of, key in ((renewed, plan, wrapped), (own, other, wrapped), (own, plan, b"")):
+        with pytest.raises(KeyLost, match="does not open with this identity"):
+            Vault(holder, of, LAYOUT, key)

@@ -168,11 +168,11 @@ def test_a_cohort_at_its_bounds_does_not_overflow() -> None:
 def test_the_sums_lie_where_they_are_told() -> None:
     placed: dict[str, np.ndarray[Any, Any]] = {}
 
-    def zeros(name: str, length: int, dtype: Any) -> Any:
-        placed[name] = np.zeros(length, dtype)
+    def space(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        placed[name] = np.zeros(shape, dtype)
         return placed[name]
 
-    accumulator = Accumulator(PLAN, zeros)
+    accumulator = Accumulator(PLAN, space)
     accumulator.add(Update(
         {"delta": np.ones(4, np.float32), "buffers": np.ones(2, np.float32)}, {"weight": 1.0, "loss": 0.0}
     ))  # fmt: skip
