@@ -19,6 +19,7 @@ from fedcore.errors import AuthenticationError, ConfigError, FedcoreError, Proto
 from fedcore.server.authority import Authority
 from fedcore.wire import grpc
 from fedcore.wire.authority import MESSAGE_LIMIT
+from fedcore.wire.lenient import Lenient
 from fedcore.wire.signing import opened, sign
 from fedcore.wire.v1 import authority_pb2, authority_pb2_grpc
 from fedcore.wire.witness import head_from_wire, head_to_wire
@@ -172,7 +173,9 @@ async def start_service(authority: Authority, listen: str) -> tuple[grpc.aio.Ser
     """
     service = AuthorityService(authority)
     credentials = server_credentials(service.identity, strangers=True)
-    server = grpc.aio.server(options=LIMITS, maximum_concurrent_rpcs=CONCURRENT_CALLS)
+    server = grpc.aio.server(
+        interceptors=[Lenient()], options=LIMITS, maximum_concurrent_rpcs=CONCURRENT_CALLS
+    )
     authority_pb2_grpc.add_AuthorityServicer_to_server(service, server)
     try:
         port = server.add_secure_port(listen, credentials)

@@ -238,7 +238,7 @@ class Deployment:
         spec = RunSpec.load(path, ["evaluation.every=0", 'encryption.encoding="exact"', *sets])
         submission, parameters = submission_for(resolve("secretive:Secretive", self.folder), spec)
         blob.write_bytes(parameters.shared.tobytes())
-        run = await self.coordinator.submit(submission, blob)
+        run = await self.coordinator.submit(Name("fed", "operator", "alice"), submission, blob)
         return self.coordinator.drivers[run.id]
 
     async def ended(self, driver: Driver) -> Driver:

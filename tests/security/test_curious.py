@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedcore.audit.inversion import from_update, relative_error
-from fedcore.client.examples import ArrayExamples
+from fedcore.client.examples import PairExamples
 from fedcore.crypto import hpke
 from fedcore.crypto.secagg import Server
 from fedcore.errors import UpdateRefused
@@ -20,7 +20,6 @@ from fedcore.layout import Vector
 from fedcore.messages import Ref, Update, UploadHead
 from fedcore.server.driver import Driver
 from fedcore.server.live import LiveRound
-from fedcore.server.sealed import Vault
 from fedcore.server.secure import SecureRound
 from fedcore.simulations.population import client_name
 from fedcore.strategies.words import Accumulator, Words, encoded
@@ -48,15 +47,16 @@ class Curious:
         self.kept = list[bytes]()
         for kind in (LiveRound, SecureRound):
             monkeypatch.setattr(kind, "accept", self.accepting(kind.accept))
-        monkeypatch.setattr(Vault, "fold", self.folding(Vault.fold))
+        monkeypatch.setattr(LiveRound, "_finish", self.folding(LiveRound._finish))
         monkeypatch.setattr(Server, "unmask", self.folding(Server.unmask))
 
     def accepting(self, accept: Any) -> Any:
-        def watched(live: Any, client: str, head: UploadHead, path: Path) -> Any:
+        def watched(live: Any, client: str, head: UploadHead) -> Any:
             if head.ref.kind == "train":
-                self.live, self.heads[client], self.files[client] = live, head, path.read_bytes()
+                self.live, self.heads[client] = live, head
+                self.files[client] = live.journal.update(client).read_bytes()
                 self.kept += [*on_disk(self.folder), *within_reach(live)]
-            return accept(live, client, head, path)
+            return accept(live, client, head)
 
         return watched
 
@@ -110,7 +110,7 @@ def answers(task: ModuleType) -> dict[str, Update]:
     trainer.receive(trainer.parameters())
     held = {name: spec.data(Client(name, None, np.random.default_rng())).train for name in NAMES}
     ref = Ref("run", 1, 0, "train")
-    return {name: trainer.train(ref, name, ArrayExamples(d.x, d.y), {})[0] for name, d in held.items()}
+    return {name: trainer.train(ref, name, PairExamples(d.x, d.y), {})[0] for name, d in held.items()}
 
 
 def errors(task: ModuleType, deltas: Mapping[str, Vector]) -> list[float]:
@@ -145,23 +145,21 @@ def test_what_is_sealed_says_nothing_until_the_round_has_closed(
     live, true = curious.live, [update.vectors["delta"] for update in updates.values()]
     assert isinstance(live, LiveRound) and live.vault
     size = sealing.size(live.plan)
-    assert {len(file) for file in curious.files.values()} == {size + hpke.OVERHEAD}
+    assert {len(file) for file in curious.files.values()} == {sealing.sealed_size(live.plan)}
     assert all(not head.scalars and not head.vectors for head in curious.heads.values())
 
     assert all(file in curious.kept for file in curious.files.values())  # it was on the disk all the time
     assert not any(plainly(each, delta) for each in curious.kept for delta in true)
-    read = {
-        name: sealing.unpacked(live.plan, file[-size:]).vectors["delta"]
-        for name, file in curious.files.items()
-    }
+    read = {n: np.frombuffer(file[-true[0].nbytes :], np.float32) for n, file in curious.files.items()}
     assert min(errors(secretive, read)) > 0.9
     for name, file in curious.files.items():
         bound = sealing.binding("fed", live.plan.ref, name, live.layout.digest)
+        sealed, content = np.frombuffer(file, np.uint8), b"".join(sealing.packed(live.plan, updates[name]))
         with pytest.raises(UpdateRefused):
-            sealing.unseal(hpke.new_key(), file, bound)
-        assert sealing.unseal(live.vault.key, file, bound) == sealing.packed(live.plan, updates[name])
+            sealing.Sealed(hpke.new_key(), sealed, bound)
+        assert sealing.Sealed(live.vault.key, sealed, bound).read(0, size) == content
 
-    assert list((curious.folder / "spool").iterdir()) == []
+    assert list((curious.folder / "attempts").iterdir()) == []
     initial = secretive.Trainer().parameters().shared
     assert model(curious, driver) == pytest.approx(initial + np.mean(true, 0), abs=1e-6)
 

@@ -33,7 +33,7 @@ def test_a_role_may_call_its_own_service_only(running: Running) -> None:
             for role in ("operator", "coordinator", "authority"):
                 stub = CoordinatorStub(await federation.channel(role, "x"))
                 parts: list[pb.UploadPart] = []
-                for call in (stub.Connect(), stub.Upload(iter(parts)), stub.Download(pb.Blob())):
+                for call in (stub.Connect(), stub.Upload(iter(parts)), stub.Download(pb.Wanted())):
                     said = (CODE.PERMISSION_DENIED, f"fedcore://fed/{role}/x is no client")
                     assert await status(call) == said
             for role in ("client", "coordinator", "authority"):
@@ -60,10 +60,10 @@ def test_nobody_calls_without_a_certificate(running: Running) -> None:
             async with grpc.aio.secure_channel(
                 address, grpc.ssl_channel_credentials(root), options=options
             ) as channel:
-                call = CoordinatorStub(channel).Download(pb.Blob(), timeout=5)
+                call = CoordinatorStub(channel).Download(pb.Wanted(), timeout=5)
                 assert (await status(call))[0] is CODE.UNAVAILABLE
             async with grpc.aio.insecure_channel(address) as channel:
-                call = CoordinatorStub(channel).Download(pb.Blob(), timeout=5)
+                call = CoordinatorStub(channel).Download(pb.Wanted(), timeout=5)
                 assert (await status(call))[0] is CODE.UNAVAILABLE
 
     asyncio.run(run())
@@ -78,13 +78,15 @@ def test_a_client_reads_only_the_model_it_has_work_with(running: Running) -> Non
             work = agents[0].assignments[0]
             await agents[0].model(work)
             stranger = await federation.agent("client-9", silent)
-            code, details = await status(stranger.stub.Download(to_wire(work.parameters)))
+            code, details = await status(stranger.stub.Download(pb.Wanted(blob=to_wire(work.parameters))))
             assert code is CODE.PERMISSION_DENIED
-            assert details == f"fedcore://fed/client/client-9 has no work with blob {work.parameters.sha256}"
+            assert details == f"client-9 has no work with blob {work.parameters.sha256}"
             other = Blob("0" * 64, work.parameters.size)
-            code, details = await status(agents[0].stub.Download(to_wire(other)))
+            code, details = await status(agents[0].stub.Download(pb.Wanted(blob=to_wire(other))))
             assert code is CODE.PERMISSION_DENIED
-            code, details = await status(agents[0].stub.Download(pb.Blob(sha256="../coordinator.db")))
+            code, details = await status(
+                agents[0].stub.Download(pb.Wanted(blob=pb.Blob(sha256="../coordinator.db")))
+            )
             assert code is CODE.INVALID_ARGUMENT
 
     asyncio.run(run())
@@ -107,7 +109,8 @@ def test_a_stream_that_does_not_begin_with_a_hello_is_ended(running: Running) ->
                 call = stub.Connect()
                 async with sending(call, each(messages)):
                     code, details = await status(call)
-                assert (code, said in details) == (CODE.INVALID_ARGUMENT, True), details
+                expected = CODE.INVALID_ARGUMENT if messages else CODE.FAILED_PRECONDITION
+                assert (code, said in details) == (expected, True), details
             assert federation.coordinator.registry.sessions == {}
 
     asyncio.run(run())
