@@ -6,16 +6,16 @@ It never imports torch.
 import asyncio
 import json
 import logging
-import random
+import secrets
 import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from functools import partial
 from hashlib import sha256
-from itertools import count
 
 from fedcore.client.config import Config, Encryption
+from fedcore.client.connection import Connection
 from fedcore.client.kept import KeptStates
 from fedcore.client.ledger import keep_showing, open_ledger, show
 from fedcore.client.policy import Policy, encryption_of
@@ -23,10 +23,23 @@ from fedcore.client.process import WorkerProcess, WorkFailed
 from fedcore.client.secure import Aggregation
 from fedcore.client.session import ConnectionLost, Session
 from fedcore.client.state import Finished, State
+from fedcore.client.transfers import Transfers
 from fedcore.crypto.identity import Identity, utc_now
 from fedcore.crypto.secagg import Aborted
-from fedcore.errors import AuthenticationError, FedcoreError, ProtocolError, UpdateRefused
-from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, Ref, Secure, UploadHead
+from fedcore.errors import AuthenticationError, FedcoreError
+from fedcore.faults import point
+from fedcore.messages import (
+    Accept,
+    Assignment,
+    Blob,
+    Decline,
+    Hello,
+    Outcome,
+    Pause,
+    Ref,
+    Secure,
+    UploadHead,
+)
 from fedcore.privacy.account import Claim
 from fedcore.privacy.ledger import Ledger, LedgerRefused
 from fedcore.wire import sealing
@@ -34,16 +47,9 @@ from fedcore.wire.renewal import keep_renewed
 
 log = logging.getLogger("fedcore.client")
 
-FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between attempts to connect
-
-
-def backoff(attempt: int, chance: float) -> float:
-    """Return the seconds to wait before an attempt (from 0): exponential, the upper half of them random.
-
-    chance: uniform in [0, 1), so that agents which lost the same coordinator do not return at once.
-    """
-    longest = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(attempt, 16))
-    return longest * (0.5 + 0.5 * chance)
+GRACE = 5.0  # seconds that an upload gets to come to its end when the agent stops
+GOODBYE = 2.0  # seconds that the coordinator gets to hear of it
+STOPPING = "the device is shutting down"
 
 
 class Agent:
@@ -53,7 +59,9 @@ class Agent:
         """Use a folder whose state is locked by the caller."""
         self.config, self.identity = config, identity
         self.state, self.kept = State(config.state), KeptStates(config.state / "kept")
-        self.worker = WorkerProcess(config.folder, config.settings.tasks)
+        self.worker = WorkerProcess(config.folder, config.settings.tasks, config.settings.worker.memory)
+        self.connection = Connection(self.state.tell)
+        self.instance, self.stopping = secrets.randbits(63), False
         self.ledger: Ledger | None = None
         self.reserved = asyncio.Event()  # since the authority was last shown the ledger
         self.assignment: Assignment | None = None
@@ -65,7 +73,7 @@ class Agent:
         self.turn = asyncio.Lock()  # one offer at a time, so that many leave threads and ledger to the work
 
     async def run(self) -> None:
-        """Serve the coordinator until cancelled; a lost connection is sought again, for ever.
+        """Serve the coordinator until cancelled or left; a lost connection is sought again, for ever.
 
         Raises WorkFailed where the tasks of agent.toml cannot be imported, AuthenticationError where the
         coordinator turns this identity away or its certificate has expired, ProtocolError where it speaks
@@ -83,6 +91,7 @@ class Agent:
                 beside.append(asyncio.create_task(showing))
             self.policy = Policy(self.config, await self.worker.describe())
             async with Session(self.config.settings.coordinator, self.identity) as self.session:
+                self.transfers = Transfers(self.session, self.state, self.connection)
                 renewing = keep_renewed(self.state.identity, self.identity, self._renewed)
                 beside.append(asyncio.create_task(renewing))
                 await self._stay_connected()
@@ -93,19 +102,41 @@ class Agent:
             await self.worker.stop()
 
     def _hello(self) -> Hello:
-        return Hello(self.policy.digests, self.config.settings.evaluator, self.kept.waiting())
+        settings, waiting = self.config.settings, self.kept.waiting()
+        return Hello(self.policy.digests, settings.evaluator, waiting, self.instance, settings.labels)
 
     async def _renewed(self, identity: Identity) -> None:
         self.identity = identity
         await self.session.renew(identity, self._hello())
 
+    async def leave(self) -> None:
+        """End the work in progress so that nobody waits for it, and the stream once that is told.
+
+        A finished update that is on its way gets `GRACE` seconds; anything else is declined.
+        """
+        self.stopping = True
+        if self.task and self.assignment and not self.task.done():
+            if self.transfers.sending:
+                log.info("waiting for an upload", extra={"ref": self.assignment.ref, "seconds": GRACE})
+                await asyncio.wait([self.task], timeout=GRACE)
+            if not self.task.done():
+                attempt = self.aggregation.at(self.assignment.ref)
+                masked = attempt is not None and attempt.handed_over and not self.transfers.sending
+                await self._end()
+                if not masked:  # such words are with the coordinator, and count without this device
+                    self._decline(self.assignment.ref, STOPPING, STOPPING)
+        if self.connection.made is not None:
+            self.session.leave()
+
     async def _stay_connected(self) -> None:
-        attempt = 0
-        while True:
+        while not self.stopping:
+            reason = "the coordinator asked for a pause"
             try:
                 async with aclosing(self.session.messages(self._hello())) as messages:
                     async for message in messages:
-                        attempt = 0
+                        if isinstance(message, Pause):
+                            self.connection.rest(message.seconds)
+                            break
                         await self._hear(message)
             except ConnectionLost as error:
                 if utc_now() >= self.identity.not_after:
@@ -113,18 +144,16 @@ class Agent:
                     raise AuthenticationError(
                         f"{expired}; enrol again with 'fedcore client enroll'"
                     ) from error
-                pause = backoff(attempt, random.random())
-                attempt += 1
-                facts = {"reason": str(error), "attempt": attempt, "wait_s": round(pause, 2)}
-                log.warning("connection lost", extra=facts)
-                await asyncio.sleep(pause)
+                reason = str(error)
+            if not self.stopping:
+                await asyncio.sleep(self.connection.lose(reason))
 
     async def _hear(self, message: Assignment | Outcome | Secure | None) -> None:
         match message:
             case Secure(ref, content):
                 if attempt := self.aggregation.at(ref):
                     attempt.hear(content)
-                else:
+                elif not self.stopping:  # otherwise `leave` says why
                     reason = "this agent has no keys for it: it was started again, or has left the attempt"
                     self._decline(ref, reason, reason)
             case Assignment(ref) if ref.kind == "offer":
@@ -135,19 +164,21 @@ class Agent:
                 await self._begin(message)
             case Outcome(ref, verdict):
                 log.info(verdict.status, extra={"ref": ref, "reason": verdict.reason})
+                point("agent.verdict.before")
                 if self.aggregation.at(ref):  # nobody needs its answers any more
                     await self._end()
                 self.state.record(ref, verdict.status, verdict.reason)
                 # The update goes first: one that is sent again needs what it would have kept beside it.
                 self.state.drop(ref)
                 await asyncio.to_thread(self.kept.settle, ref, verdict.status == "folded")
+                point("agent.verdict.after")
             case None:
-                log.info("connected", extra={"coordinator": self.config.settings.coordinator})
+                self.connection.welcome(self.config.settings.coordinator)
 
     async def _begin(self, assignment: Assignment) -> None:
         """Start work. Newer work replaces older; the same again, after a reconnect, goes on."""
-        busy = self.task is not None and not self.task.done()
-        if busy and self.assignment and self.assignment.ref == assignment.ref:
+        busy, before = self.task is not None and not self.task.done(), self.assignment
+        if busy and before and (before.ref, before.key) == (assignment.ref, assignment.key):
             if attempt := self.aggregation.at(assignment.ref):
                 attempt.repeat()
             return
@@ -171,6 +202,8 @@ class Agent:
     ) -> None:
         """Do what is asked until its deadline or decline it; what fails here never ends the agent."""
         try:
+            if self.stopping:
+                raise WorkFailed(STOPPING)
             self.policy.judge(assignment)
             await do(assignment, time.monotonic() + assignment.deadline)
         except (WorkFailed, LedgerRefused) as error:
@@ -208,7 +241,8 @@ class Agent:
             self.aggregation.admit(assignment)
         self.state.drop_others(ref)
         await asyncio.to_thread(self.kept.begin, ref, assignment.folded)
-        update, terms = self.state.spooled(ref), self._terms(assignment, encryption, key)
+        update = await asyncio.to_thread(self.state.spooled, ref)
+        terms, again = self._terms(assignment, encryption, key), True
         if update and update.terms != terms:  # what was made on others stays here
             self.state.drop(ref)
             update = None
@@ -216,19 +250,21 @@ class Agent:
             await asyncio.to_thread(self.policy.admit, assignment)
             if claim and self.ledger:  # a refusal should cost no download, and a lost download no budget
                 await asyncio.to_thread(self.ledger.judge, claim)
-            await self._fetch(assignment.parameters, deadline)
+            await self.transfers.fetch(assignment.parameters, deadline, assignment.content)
             await asyncio.to_thread(self.policy.begin, assignment)
             if claim and self.ledger:
                 await self._reserve(self.ledger, claim)
             head, words = await self._train(assignment, encryption, key, deadline)
             update = Finished(head, terms, words)
             self.state.spool(update)
+            point("agent.spooled")
             self.kept.trim()
+            again = False
         if encryption == "secagg":
-            send = partial(self._send, deadline=deadline)
+            send = partial(self.transfers.send, deadline=deadline)
             await self.aggregation.take_part(assignment, self.identity, update.words, send, deadline)
         else:
-            await self._send(update.head, deadline)
+            await self.transfers.send(update.head, deadline, again)
 
     def _encryption(self, assignment: Assignment) -> Encryption:
         """Return how this update travels; the operator's own data have no cohort to hide in."""
@@ -250,15 +286,10 @@ class Agent:
         """Reserve what the work costs; each start of training anew, whatever became of the last one."""
         started = time.perf_counter()
         entry = await asyncio.to_thread(ledger.reserve, claim)
+        point("agent.reserved")
         self.reserved.set()
         facts = {"ref": claim.ref, "row": entry.sequence, "spent": round(entry.spent, 4)}
         log.info("budget reserved", extra={**facts, "seconds": round(time.perf_counter() - started, 6)})
-
-    async def _fetch(self, blob: Blob, deadline: float) -> None:
-        path = self.state.blob(blob.sha256)
-        if not path.exists():
-            await self._persist(lambda left: self.session.download(blob, path, left), deadline)
-            self.state.trim_cache()
 
     async def _train(
         self, assignment: Assignment, encryption: Encryption, key: str, deadline: float
@@ -291,38 +322,24 @@ class Agent:
         head = UploadHead(ref, done["scalars"], vectors, Blob(done["sha256"], done["size"]))
         return head, tuple(done["words"])
 
-    async def _send(self, head: UploadHead, deadline: float) -> None:
-        path = self.state.payload(head.ref)
-        try:
-            await self._persist(lambda left: self.session.upload(head, path, left), deadline)
-        except ProtocolError:  # the bytes are at fault, so they must not be sent again
-            self.state.drop(head.ref)
-            raise
-        except UpdateRefused as error:  # the coordinator went on without it, so there is nobody to decline to
-            log.warning("update refused", extra={"ref": head.ref, "reason": str(error)})
-            self.state.record(head.ref, "refused", str(error))
-        else:
-            self.state.record(head.ref, "sent")
-
-    async def _persist(self, transfer: Callable[[float], Awaitable[None]], deadline: float) -> None:
-        """Try a transfer, given the seconds that are left, until it works or the deadline has passed."""
-        for attempt in count():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            try:
-                return await transfer(left)
-            except ConnectionLost as error:
-                log.warning("transfer failed", extra={"reason": str(error), "attempt": attempt + 1})
-                await asyncio.sleep(backoff(attempt, random.random()))
-        raise WorkFailed("the coordinator could not be reached before the deadline")
-
 
 async def serve(agent: Agent) -> None:
-    """Run an agent until SIGTERM or Ctrl-C."""
+    """Run an agent until SIGTERM or Ctrl-C, which have it leave; a second one ends it at once."""
     running = asyncio.create_task(agent.run())
+    stopping = list[asyncio.Task[None]]()
+
+    async def leave() -> None:
+        await agent.leave()
+        await asyncio.wait([running], timeout=GOODBYE if agent.connection.made is not None else 0.0)
+        running.cancel()
+
+    def stop() -> None:
+        if stopping:
+            running.cancel()
+        stopping.append(asyncio.create_task(leave()))
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, stop)
     with suppress(asyncio.CancelledError):
         await running
     log.info("stopped")

@@ -5,12 +5,11 @@ import time
 from collections import Counter
 from contextlib import chdir
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from fedcore.client.config import Config, Terms
-from fedcore.client.examples import Examples
+from fedcore.client.examples import Examples, PairExamples
 from fedcore.client.worker import Job
 from fedcore.crypto.secagg.config import SMALLEST
 from fedcore.errors import ConfigError, DataError, TaskError, nearest
@@ -75,7 +74,7 @@ def _check(config: Config, name: str, client: str) -> Report:
     examples = split.test if evaluates else split.train
     if not examples:
         raise DataError(f"{config.place('data')}: {name} has no examples here; expected at least one")
-    batch = First(examples, job.spec.client.batch_size)
+    batch = PairExamples(*examples.batch(slice(0, min(job.spec.client.batch_size, len(examples)))))
     update = trainer.evaluate(batch, {}) if evaluates else trainer.train(STEP, client, batch, {})[0]
     stepped = time.perf_counter()
     return Report(
@@ -101,21 +100,6 @@ def readers(terms: Terms) -> str:
         "sealed": "the coordinator, in its memory alone until the round closes",
         "secagg": f"nobody; the coordinator sees sums over {fewest} clients or more",
     }[terms.encryption]
-
-
-@dataclass(frozen=True)
-class First:
-    """The first `count` of some examples."""
-
-    examples: Examples
-    count: int
-
-    def __len__(self) -> int:
-        return min(self.count, len(self.examples))
-
-    def batch(self, index: Any) -> Any:
-        """Return inputs and targets of some of them."""
-        return self.examples.batch(index)
 
 
 def labels(examples: Examples) -> dict[str, int]:

@@ -178,6 +178,24 @@ def start(
 
 
 @app.command()
+def service(folder: Dir = Path(".")) -> None:
+    """Print a unit with which systemd runs the agent, and how to install it.
+
+    [bold]Examples[/bold]
+
+    fedcore client service --dir /srv/fedcore/agent
+
+    fedcore client service --dir /srv/fedcore/agent > /etc/systemd/system/fedcore-client.service
+    """
+    from fedcore.client.config import Config
+    from fedcore.systemd import unit
+
+    config = Config.load(folder)
+    writable = [config.state, *([config.ledger.parent] if config.ledger else [])]
+    typer.echo(unit("client", "agent", config.folder, writable), nl=False)
+
+
+@app.command()
 def status(folder: Dir = Path("."), as_json: Json = False) -> None:
     """Show identity, tasks and the last rounds, from the state folder. Contacts nobody.
 
@@ -194,7 +212,7 @@ def status(folder: Dir = Path("."), as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(found))
         return
-    for key in ("agent", "name", "federation", "root", "certificate", "coordinator"):
+    for key in ("agent", "name", "federation", "root", "certificate", "coordinator", "connection", "limits"):
         typer.echo(f"{key:12} {found[key]}")
     for name, digest in found["tasks"].items():
         typer.echo(f"{'task':12} {name}  {digest}")

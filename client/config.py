@@ -1,5 +1,6 @@
 """agent.toml: what the owner of a device allows on it."""
 
+import sys
 import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,12 +12,13 @@ from pydantic import Field, JsonValue, ValidationError, field_validator, model_v
 from fedcore.crypto.files import write_atomically
 from fedcore.errors import ConfigError, SpecError
 from fedcore.privacy.events import Unit
-from fedcore.tables import Table, explain, line_of
+from fedcore.tables import Labels, Table, explain, line_of
 from fedcore.wire.address import parse_address
 
 FILE = "agent.toml"
 Encryption = Literal["tls", "sealed", "secagg"]
 STRENGTHS: tuple[Encryption, ...] = get_args(Encryption)  # the weakest first
+SIZE = r"^$|^[1-9]\d*[MG]iB$"
 HOURS = r"^$|^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 
 
@@ -31,6 +33,19 @@ class Terms(Table):
     largest_weight: float = Field(0.0, ge=0, description="most examples a client may count for; 0: any")
     hours: str = Field("", pattern=HOURS, description="HH:MM-HH:MM, local time, such as 22:00-06:00")
     rounds_per_day: int = Field(0, ge=0, description="starts of training in 24 hours; 0: any number")
+
+
+class Limits(Table):
+    """[worker]: what the training process may take."""
+
+    memory: str = Field("", pattern=SIZE, description="most memory, such as 4GiB; empty: any amount")
+
+    @field_validator("memory")
+    @classmethod
+    def _can_be_seen(cls, memory: str) -> str:
+        if memory and sys.platform != "linux":
+            raise ValueError("expected nothing here, for only Linux says what a process group holds")
+        return memory
 
 
 class LedgerTerms(Table):
@@ -56,9 +71,11 @@ class Settings(Table):
     coordinator: str = Field("", description="HOST:PORT")
     state: str = Field("state", min_length=1, description="folder, relative to the file's")
     evaluator: bool = Field(False, description="hold Task.holdout() and Task.root() instead of [data]")
+    labels: Labels = Field({}, description='what runs may choose devices by, such as {site = "eu"}')
     tasks: dict[str, str] = Field({}, description='name on the wire = "module:object"')
     data: dict[str, JsonValue] = Field({}, description="handed to the task as client.options")
     policy: Terms = Terms()
+    worker: Limits = Limits()
     ledger: LedgerTerms = LedgerTerms()
 
     @field_validator("coordinator")

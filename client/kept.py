@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save
 
 from fedcore.client.training import Kept
 from fedcore.crypto.files import make_private_folder, sync_folder, write_atomically
+from fedcore.faults import point
 from fedcore.messages import Ref
 from fedcore.wire.codec import MAX_PENDING
 
@@ -57,14 +58,18 @@ class KeptStates:
             path.unlink(missing_ok=True)
         elif path.exists():
             os.replace(path, self.current(ref.run))
+            point("agent.kept.rename")
             sync_folder(path.parent)
 
     def begin(self, ref: Ref, folded: Ref | None) -> None:
-        """Settle what is pending in the run of new work; `folded` is what the coordinator folded last."""
+        """Settle what is pending in the run of new work; `folded` is what the coordinator folded last.
+
+        An evaluation drops nothing: in a buffered run an update may still wait for the others of its step.
+        """
         for path in (self.folder / ref.run).glob(".*"):
             path.unlink()  # half a file, of a process that was killed
         for waiting in self._waiting(ref.run):
-            if waiting != ref:
+            if waiting != ref and (waiting == folded or ref.kind == "train"):
                 self.settle(waiting, waiting == folded)
 
     def trim(self) -> None:

@@ -17,7 +17,6 @@ app = typer.Typer(
     name="ledger",
     help="The privacy ledger of the data: what all runs together have spent of the owner's budget.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
 )
 
 Dir = Annotated[Path, typer.Option("--dir", help="Folder of agent.toml.")]

@@ -2,13 +2,19 @@
 
 import asyncio
 import json
+import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+from fedcore.client.memory import exceeds, size_of
 from fedcore.errors import FedcoreError, UpdateRefused
 
 REPLY_BYTES = 2**20  # the longest line of a reply; 64 names of vectors and scalars need a tenth of it
+LOOK = 0.1  # seconds between two looks at the memory
 
 
 class WorkFailed(FedcoreError):
@@ -24,11 +30,14 @@ class WorkFailed(FedcoreError):
 
 
 class WorkerProcess:
-    """`python -m fedcore.client.worker`, started when there is something to ask."""
+    """`python -m fedcore.client.worker`, started when there is something to ask.
 
-    def __init__(self, folder: Path, tasks: dict[str, str]) -> None:
-        """Serve the tasks (name -> "module:object") of an agent's folder."""
-        self.folder, self.tasks = folder, tasks
+    It leads a process group, which ends with it: loaders of data and whatever else a task has started.
+    """
+
+    def __init__(self, folder: Path, tasks: dict[str, str], memory: str = "") -> None:
+        """Serve the tasks (name -> "module:object") of an agent's folder, within a memory such as "4GiB"."""
+        self.folder, self.tasks, self.memory = folder, tasks, memory
         self.process: asyncio.subprocess.Process | None = None
         self.digests: dict[str, str] = {}
 
@@ -42,8 +51,8 @@ class WorkerProcess:
         """Return the reply to one piece of work, the process started anew if need be.
 
         limit: seconds. Raises UpdateRefused with what the process refuses, and WorkFailed where it
-        raises, dies, is late or finds its own update unfit; a late one is killed, as it is when this call is
-        cancelled.
+        raises, dies, is late, holds too much memory or finds its own update unfit; a late one is killed, as
+        it is when this call is cancelled.
         """
         try:
             async with asyncio.timeout(limit):
@@ -58,8 +67,7 @@ class WorkerProcess:
         process, self.process = self.process, None
         if process is None:
             return
-        if process.returncode is None:
-            process.kill()
+        _kill(process)
         await process.wait()
 
     async def _start(self) -> None:
@@ -78,15 +86,21 @@ class WorkerProcess:
     async def _ask(self, command: str, **message: Any) -> Any:
         process = self.process
         assert process and process.stdin and process.stdout
+        answered = Event()
+        watching = asyncio.get_running_loop().run_in_executor(None, self._watch, process.pid, answered)
         try:
             process.stdin.write(json.dumps({"do": command, **message}).encode() + b"\n")
             line = await process.stdout.readline()
+            code = 0 if line.endswith(b"\n") else await process.wait()
         except BaseException:  # its answer would be taken for the next question's
             await self.stop()
             raise
+        finally:
+            answered.set()
         if not line.endswith(b"\n"):
-            code = await process.wait()
-            self.process = None
+            await self.stop()
+            if await watching:
+                raise WorkFailed(f"the training process went over its memory limit of {self.memory}")
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise WorkFailed(f"the training process {how}; the agent's log may say why")
         reply = json.loads(line)
@@ -98,3 +112,19 @@ class WorkerProcess:
             what = "importing the tasks of agent.toml" if command == "describe" else "the task"
             raise WorkFailed(f"{what} raised {reply['error']}", reply["message"])
         return reply["done"]
+
+    def _watch(self, group: int, answered: Event) -> bool:
+        """Return whether a group came to hold too much memory before it answered; such a one is ended."""
+        while self.memory and not answered.wait(LOOK):
+            if exceeds(group, size_of(self.memory)):
+                os.killpg(group, signal.SIGKILL)
+                return True
+        return False
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """End a process, and what is left of the group that it leads."""
+    if process.returncode is None:
+        process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -5,16 +5,18 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from fedcore.crypto.identity import Identity
 from fedcore.crypto.tls import open_channel
-from fedcore.errors import AuthenticationError, FedcoreError, ProtocolError, UpdateRefused
-from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, Secure, UploadHead
+from fedcore.errors import AuthenticationError, FedcoreError, Interrupted, ProtocolError, UpdateRefused
+from fedcore.faults import point
+from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, Pause, Secure, UploadHead
 from fedcore.wire import codec, grpc
-from fedcore.wire.chunks import Incoming, receive, stream
+from fedcore.wire.chunks import Incoming, arrived, receive, stream
 from fedcore.wire.codec import to_wire
 from fedcore.wire.sending import sending
 from fedcore.wire.v1 import coordinator_pb2 as pb
@@ -35,6 +37,7 @@ LINGER = 600.0  # seconds that a transfer may still take when its certificate ha
 DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 STALE = (grpc.StatusCode.FAILED_PRECONDITION, *DENIED)  # of a round that has closed, or is another's now
 
+Push = Assignment | Outcome | Pause | Secure
 Stream = grpc.aio.StreamStreamCall[pb.FromAgent, pb.ToAgent]
 
 
@@ -51,7 +54,7 @@ class Session:
         self.channel = open_channel(address, identity, options=OPTIONS)
         self.stub = CoordinatorStub(self.channel)
         self.calls: list[Stream] = []  # the stream, and the next one while a certificate is renewed
-        self.outbox: asyncio.Queue[Hello | Accept | Decline | Secure] = asyncio.Queue()
+        self.outbox: asyncio.Queue[Hello | Accept | Decline | Secure | None] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
         return self
@@ -61,7 +64,7 @@ class Session:
     ) -> None:
         await self.channel.close(None)
 
-    async def messages(self, hello: Hello) -> AsyncGenerator[Assignment | Outcome | Secure | None, None]:
+    async def messages(self, hello: Hello) -> AsyncGenerator[Push | None, None]:
         """Connect, and yield what the coordinator says, its welcome as None.
 
         Raises ConnectionLost when the stream has ended, AuthenticationError or ProtocolError where the
@@ -117,6 +120,8 @@ class Session:
         outbox = self.outbox
         while True:
             match await outbox.get():
+                case None:
+                    return
                 case Secure() as secure:
                     yield pb.FromAgent(secure=to_wire(secure))
                 case message:
@@ -132,33 +137,48 @@ class Session:
         """Tell the coordinator that a run is accepted, work will not be done, or a step of a protocol."""
         self.outbox.put_nowait(answer)
 
+    def leave(self) -> None:
+        """End this side of the stream after all that was told; the coordinator then ends its own."""
+        self.outbox.put_nowait(None)
+
     async def download(self, blob: Blob, path: Path, left: float) -> None:
         """Fetch parameters into a file, which has its name only once it is complete and verified.
 
-        left: seconds. Raises ConnectionLost, UpdateRefused where the round has closed, and ProtocolError for
-        altered bytes.
+        What came of them before a connection broke is not fetched again. left: seconds. Raises
+        ConnectionLost, UpdateRefused where the round has closed, and ProtocolError for altered bytes.
         """
         started = time.perf_counter()
+        offset = min(await asyncio.to_thread(arrived, path), blob.size)
+        wanted = pb.Wanted(blob=to_wire(blob), offset=offset)
         try:
-            await receive(Incoming(path, blob), self.stub.Download(to_wire(blob), timeout=left))
+            await receive(Incoming(path, blob, offset), self.stub.Download(wanted, timeout=left))
         except grpc.aio.AioRpcError as error:
             explain(error)
-        log.info("parameters received", extra=_moved(blob, started))
+        except Interrupted as error:
+            raise ConnectionLost(str(error)) from error
+        log.info("parameters received", extra={"offset": offset, **_moved(blob, started)})
 
-    async def upload(self, head: UploadHead, path: Path, left: float) -> None:
+    async def upload(self, head: UploadHead, path: Path, left: float, again: bool = False) -> None:
         """Send a finished update and wait for its receipt.
 
-        left: seconds. Raises ConnectionLost, UpdateRefused where the round has closed, and ProtocolError
-        where the coordinator finds the update itself malformed.
+        left: seconds. again: it may have been sent before, if only in part, so the coordinator is asked what
+        it lacks. Raises ConnectionLost, UpdateRefused where the round has closed, and ProtocolError where
+        the coordinator finds the update itself malformed.
         """
         started = time.perf_counter()
-        call = self.stub.Upload(timeout=left)
         try:
+            if again:
+                progress = await self.stub.Standing(to_wire(head).header, timeout=left)
+                if progress.received:
+                    return
+                head = replace(head, offset=min(progress.bytes, head.payload.size))
+            call = self.stub.Upload(timeout=left)
             async with sending(call, _parts(head, path)):
                 await call
         except grpc.aio.AioRpcError as error:
             explain(error)
-        log.info("update sent", extra={"ref": head.ref, **_moved(head.payload, started)})
+        facts = {"ref": head.ref, "offset": head.offset, **_moved(head.payload, started)}
+        log.info("update sent", extra=facts)
 
 
 def explain(error: grpc.aio.AioRpcError) -> NoReturn:
@@ -172,11 +192,16 @@ def explain(error: grpc.aio.AioRpcError) -> NoReturn:
 
 
 async def _parts(head: UploadHead, path: Path) -> AsyncGenerator[pb.UploadPart, None]:
-    """Yield an update's header and its payload."""
+    """Yield an update's header and its payload from there on."""
     yield to_wire(head)
-    async with aclosing(stream(lambda: path.open("rb"))) as pieces:
-        async for chunk in pieces:
-            yield pb.UploadPart(chunk=chunk)
+    async with aclosing(stream(lambda: path.open("rb"), head.payload.size, head.offset, _part)) as parts:
+        async for part in parts:
+            yield part
+    point("agent.upload.sent")
+
+
+def _part(**chunk: Any) -> pb.UploadPart:
+    return pb.UploadPart(chunk=chunk)
 
 
 def _moved(blob: Blob, started: float) -> dict[str, object]:

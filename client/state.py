@@ -7,6 +7,7 @@
     kept/         what the client keeps between rounds, see `fedcore.client.kept`
     sent/         which attempts of secure aggregation were entered, see `fedcore.client.sent`
     rounds.jsonl  what became of the last rounds, for people
+    connection.json  whether the coordinator is there, since when and why not, for people
     starts.json   when training has begun of late, see `fedcore.client.pace`
 
 A file has its name only when it is complete, so a crash at any moment leaves nothing half done. Cache and
@@ -15,9 +16,10 @@ spool are not fsynced: after power loss a blob is checked before use, and an upd
 
 import fcntl
 import json
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,9 @@ from typing import Any
 from fedcore.crypto.files import make_private_folder
 from fedcore.errors import ConfigError
 from fedcore.messages import Blob, Ref, UploadHead
-from fedcore.wire.chunks import blob_of
+from fedcore.wire.chunks import blob_of, holds
+
+log = logging.getLogger("fedcore.client")
 
 CACHED = 2  # a round's parameters are those of the evaluation before it
 JOURNAL_BYTES = 2**20
@@ -88,17 +92,18 @@ class State:
         return self.folder / "cache" / sha256
 
     def check_cache(self) -> None:
-        """Remove what another process left incomplete or altered, so that what is there can be trusted."""
-        for path in (self.folder / "cache").iterdir():
+        """Remove what was altered, so that what is whole can be trusted; parts are judged when they are."""
+        whole = [path for path in (self.folder / "cache").iterdir() if not path.suffix]
+        for path in whole:
             with path.open("rb") as file:
                 sound = blob_of(file).sha256 == path.name
             if not sound:
                 path.unlink()
 
-    def trim_cache(self) -> None:
-        """Remove all parameters but the newest."""
-        paths = sorted((self.folder / "cache").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for path in paths[:-CACHED]:
+    def trim_cache(self, newest: Path) -> None:
+        """Remove all parameters but the newest, whatever time the clock had for them."""
+        others = {*(self.folder / "cache").iterdir()} - {newest}
+        for path in sorted(others, key=lambda path: path.stat().st_mtime_ns)[: 1 - CACHED]:
             path.unlink()
 
     def payload(self, ref: Ref) -> Path:
@@ -106,24 +111,22 @@ class State:
         return self.folder / "spool" / f"{ref.run}.{ref.round}.{ref.attempt}.{ref.kind}"
 
     def spooled(self, ref: Ref) -> Finished | None:
-        """Return a finished update, if there is one."""
+        """Return a finished update, if there is one that is whole; it blocks."""
         try:
             row = json.loads(_head(self.payload(ref)).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return None
         vectors = tuple((name, length) for name, length in row["vectors"])
         head = UploadHead(ref, row["scalars"], vectors, Blob(row["sha256"], row["size"]))
-        return Finished(head, row["terms"], tuple(row["words"]))
+        whole = holds(self.payload(ref), head.payload)
+        return Finished(head, row["terms"], tuple(row["words"])) if whole else None
 
     def spool(self, update: Finished) -> None:
         """Declare an update finished whose payload has been written."""
         head = update.head
         made = {"terms": update.terms, "words": update.words}
         row = {"vectors": head.vectors, "scalars": head.scalars, **vars(head.payload), **made}
-        path = _head(self.payload(head.ref))
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(row), encoding="utf-8")
-        os.replace(temporary, path)
+        _replace(_head(self.payload(head.ref)), json.dumps(row))
 
     def unspool(self, ref: Ref) -> None:
         """Declare an update unfinished: its payload is about to be altered."""
@@ -142,17 +145,28 @@ class State:
                 path.unlink()
 
     def record(self, ref: Ref, event: str, reason: str = "") -> None:
-        """Add a line to the journal."""
+        """Add a line to the journal, if the disk takes it."""
         row = {"time": time.time(), "ref": str(ref), "event": event, **({"reason": reason} if reason else {})}
         path = self.folder / "rounds.jsonl"
-        with path.open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(row) + "\n")
-            if journal.tell() < JOURNAL_BYTES:
-                return
-        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)[-JOURNAL_ROWS:]
-        temporary = path.with_suffix(".part")
-        temporary.write_text("".join(rows), encoding="utf-8")
-        os.replace(temporary, path)
+        with _for_people(path):
+            with path.open("a", encoding="utf-8") as journal:
+                journal.write(json.dumps(row) + "\n")
+                if journal.tell() < JOURNAL_BYTES:
+                    return
+            rows = path.read_text(encoding="utf-8").splitlines(keepends=True)[-JOURNAL_ROWS:]
+            _replace(path, "".join(rows))
+
+    def tell(self, connection: Mapping[str, Any]) -> None:
+        """Put down what is known of the connection, if the disk takes it."""
+        path = self.folder / "connection.json"
+        with _for_people(path):
+            _replace(path, json.dumps(connection))
+
+    def connection(self) -> dict[str, Any]:
+        """Return what was put down last; nothing where there is no file."""
+        path = self.folder / "connection.json"
+        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return row
 
     def journal(self, count: int) -> list[dict[str, Any]]:
         """Return the last rows of the journal, the newest last; a line that is not finished is left out."""
@@ -165,3 +179,18 @@ class State:
 
 def _head(payload: Path) -> Path:
     return payload.with_name(f"{payload.name}.json")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@contextmanager
+def _for_people(path: Path) -> Iterator[None]:
+    """Let a write fail without harm: a full disk must not keep the agent from declining its work."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("not written down", extra={"path": str(path), "reason": str(error)})

@@ -1,8 +1,10 @@
 """`fedcore client status`: what can be said about an agent from its folder alone."""
 
+import time
+from datetime import UTC, datetime
 from typing import Any
 
-from fedcore.client.config import Config
+from fedcore.client.config import Config, Settings
 from fedcore.client.state import State
 from fedcore.crypto.identity import Certified
 from fedcore.errors import FedcoreError
@@ -17,10 +19,13 @@ def status_of(config: Config) -> dict[str, Any]:
     What is missing or broken is described in its place, because this is what one looks at when it is.
     """
     state = State(config.state)
+    running = state.running
     return {
-        "agent": "running" if state.running else "not running",
+        "agent": "running" if running else "not running",
         **_identity(state),
         "coordinator": config.settings.coordinator,
+        "connection": _connection(state) if running else "-",
+        "limits": _limits(config.settings),
         "tasks": {name: _digest(config, reference) for name, reference in config.settings.tasks.items()},
         "rounds": _last_rounds(state),
     }
@@ -37,6 +42,31 @@ def _identity(state: State) -> dict[str, str]:
         "root": identity.root_fingerprint,
         "certificate": f"until {identity.not_after:%Y-%m-%d %H:%M} UTC",
     }
+
+
+def _connection(state: State) -> str:
+    """Return `connected since ...`, `paused until ...` or `not connected since ...: the last reason`."""
+    row = state.connection()
+    if not row:
+        return "none yet"
+    if row.get("until", 0.0) > time.time():
+        return f"paused by the coordinator until {_time(row['until'])}"
+    reason = f": {row['reason']}" if "reason" in row else ""
+    return f"{row['state']} since {_time(row['since'])}{reason}"
+
+
+def _time(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _limits(settings: Settings) -> str:
+    policy = settings.policy
+    limits = {
+        f"memory {settings.worker.memory}": settings.worker.memory,
+        f"work begins within {policy.hours}": policy.hours,
+        f"{policy.rounds_per_day} rounds a day": policy.rounds_per_day,
+    }
+    return ", ".join(text for text, given in limits.items() if given) or "none"
 
 
 def _digest(config: Config, reference: str) -> str:

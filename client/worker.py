@@ -21,6 +21,7 @@ import secrets
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -213,11 +214,7 @@ class Worker:
             self.key = None  # a trainer that was interrupted amid a step may hold half of it
             raise
         save_kept(Path(keep), state)
-        if encryption == "tls":
-            vectors = [[name, len(vector)] for name, vector in update.vectors.items()]
-            head = {"vectors": vectors, "scalars": dict(update.scalars), "words": []}
-            return head | write(update.vectors.values(), Path(out))
-        return covered(self.job.plan(Ref(*ref), cohort, clip), update, Path(out), encryption, public, bound)
+        return written(self.job.plan(Ref(*ref), cohort, clip), update, Path(out), encryption, public, bound)
 
     def prepare(self, task: str, announced: str, spec: RunSpec, **of: Any) -> Job:
         """Return the job of a run, if the task's files are still those that the agent announced."""
@@ -234,16 +231,23 @@ def read(path: Path, layout: Layout, extra: Sequence[str] = ()) -> Parameters:
     return Parameters.of_blob(np.fromfile(path, layout.dtype.newbyteorder("<")), layout, extra)
 
 
-def covered(plan: Plan, update: Update, path: Path, encryption: str, public: str, bound: str) -> Message:
-    """Write an update sealed, or as words that the agent will mask; raises Unfit where a check fails."""
+def written(plan: Plan, update: Update, path: Path, encryption: str, public: str, bound: str) -> Message:
+    """Write an update plain, sealed, or as words that the agent will mask; return its head.
+
+    Raises Unfit where the coordinator would refuse it: training that diverged is not an offence.
+    """
     try:
         check(plan, update)
     except UpdateRefused as error:
         raise Unfit(str(error)) from error
     head: Message = {"vectors": [], "scalars": {}, "words": []}
+    if encryption == "tls":
+        head["vectors"] = [[name, len(vector)] for name, vector in update.vectors.items()]
+        head["scalars"] = dict(update.scalars)
+        return head | write(update.vectors.values(), path)
     if encryption == "sealed":
         sealed = sealing.seal(bytes.fromhex(public), sealing.packed(plan, update), bytes.fromhex(bound))
-        return head | write([np.frombuffer(sealed, np.uint8)], path)
+        return head | write((np.frombuffer(part, np.uint8) for part in sealed), path)
     words = encoded(plan, update)
     head["words"] = list(plan.sizes)
     return head | write([words.narrow, words.wide], path)
@@ -277,13 +281,13 @@ def answer(worker: Worker, message: Message) -> Message:
 
 
 def serve(messages: IO[str], replies: IO[str]) -> None:
-    """Answer messages, and end the process at once when they end, even amid training: the agent is gone."""
+    """Answer messages, and end the group at once when they end, even amid training: the agent is gone."""
     waiting: SimpleQueue[str] = SimpleQueue()
 
     def listen() -> None:
         for line in messages:
             waiting.put(line)
-        os._exit(0)
+        os.killpg(0, signal.SIGKILL)
 
     Thread(target=listen, daemon=True).start()
     worker = Worker()
@@ -295,7 +299,9 @@ def serve(messages: IO[str], replies: IO[str]) -> None:
 
 def main() -> None:
     """Keep the pipes for the protocol, whatever user code reads or prints, and serve."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the agent decides
+    os.setpgrp()  # so that Ctrl-C reaches the agent alone, and an end all that the task has started
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # whose end costs least where memory is out
     messages, replies = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)

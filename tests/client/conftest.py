@@ -28,6 +28,7 @@ from fedcore.messages import (
     Decline,
     Hello,
     Outcome,
+    Pause,
     Ref,
     Secure,
     UploadHead,
@@ -56,6 +57,12 @@ from fedcore.data import ArrayDataset, Split
 from fedcore.layout import Entry, Layout, Parameters
 from fedcore.messages import Update
 from fedcore.task import Task
+
+
+def hold(megabytes):
+    with Path("holders.txt").open("a") as log:
+        log.write(f"{os.getpid()} ")
+    hold.held = [b"1" * 2**20 for _ in range(megabytes)]
 
 
 class Moody(Task):
@@ -102,6 +109,14 @@ class Trainer:
             os.kill(os.getpid(), 9)
         if ref.round == 105:
             raise ValueError("torch is here") if "torch" in sys.modules else ValueError("no torch here")
+        if ref.round == 107:
+            hold(2000)
+        if ref.round == 108:
+            for _ in range(4):
+                if not os.fork():
+                    hold(60)
+                    time.sleep(60)
+            time.sleep(60)
         count = float(len(examples))
         delta = self.received + ref.round if ref.round < 106 else self.received * np.nan
         scalars = {"weight": count, "loss": 2 * count, "count": count}
@@ -129,6 +144,9 @@ class FakeCoordinator(CoordinatorServicer):
     outbox: "asyncio.Queue[pb.ToAgent | None]" = field(default_factory=asyncio.Queue)
     refusal: tuple[grpc.StatusCode, str] | None = None  # of the next calls, until it is taken away
     permits: "asyncio.Event" = field(default_factory=asyncio.Event)  # uploads wait for it
+    arrived: dict[Ref, bytes] = field(default_factory=dict)  # of updates, be they complete or not
+    asked: list[Ref] = field(default_factory=list)  # for the standing of updates
+    cuts: list[int | None] = field(default_factory=list)  # bytes after which the next transfers break
 
     def __post_init__(self) -> None:
         self.permits.set()
@@ -142,11 +160,12 @@ class FakeCoordinator(CoordinatorServicer):
         hello = codec.from_agent(await anext(requests))
         assert isinstance(hello, Hello)
         self.hang_up()  # as the registry ends the older of two streams
-        self.outbox = asyncio.Queue()
+        outbox = self.outbox = asyncio.Queue[pb.ToAgent | None]()
         yield pb.ToAgent(welcome=pb.Welcome(coordinator="fake"))
         listener = asyncio.create_task(self.listen(requests))
+        listener.add_done_callback(lambda _: outbox.put_nowait(None))
         self.hellos.put_nowait(hello)
-        while (message := await self.outbox.get()) is not None:
+        while (message := await outbox.get()) is not None:
             yield message
         listener.cancel()
 
@@ -160,24 +179,41 @@ class FakeCoordinator(CoordinatorServicer):
                 case Secure() as secure:
                     self.secures.put_nowait(secure)
 
-    async def Download(self, request: pb.Blob, context: Context) -> AsyncIterator[pb.Chunk]:
-        self.fetched.append(request.sha256)
+    async def Download(self, request: pb.Wanted, context: Context) -> AsyncIterator[pb.Chunk]:
+        self.fetched.append(request.blob.sha256)
         if self.refusal:
             await context.abort(*self.refusal)
-        data = self.blobs[request.sha256]
+        cut = self.cuts.pop(0) if self.cuts else None
+        data = self.blobs[request.blob.sha256][request.offset : cut]
         for index, start in enumerate(range(0, len(data), 2**20)):
             yield pb.Chunk(index=index, data=data[start : start + 2**20])
+        if cut is not None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
 
     async def Upload(self, parts: AsyncIterator[pb.UploadPart], context: Context) -> pb.Receipt:
         if self.refusal:
             await context.abort(*self.refusal)
         head = codec.upload_head(await anext(parts))
-        data = b"".join([part.chunk.data async for part in parts])
+        cut = self.cuts.pop(0) if self.cuts else None
+        data = self.arrived.get(head.ref, b"")[: head.offset]
+        async for part in parts:
+            data += part.chunk.data
+            self.arrived[head.ref] = data[:cut]
+            if cut is not None:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
         self.uploads.put_nowait((head, data))
         await self.permits.wait()
         return pb.Receipt(ref=to_wire(head.ref))
 
-    def push(self, message: Assignment | Outcome | Secure) -> None:
+    async def Standing(self, request: pb.UploadHeader, context: Context) -> pb.Progress:
+        if self.refusal:
+            await context.abort(*self.refusal)
+        head = codec.head_from_wire(request)
+        self.asked.append(head.ref)
+        data = self.arrived.get(head.ref, b"")
+        return pb.Progress(bytes=len(data), received=sha256(data).hexdigest() == head.payload.sha256)
+
+    def push(self, message: Assignment | Outcome | Pause | Secure) -> None:
         wire = to_wire(message)
         self.outbox.put_nowait(pb.ToAgent(secure=wire) if isinstance(message, Secure) else wire)
 
@@ -217,6 +253,7 @@ class Federation:
     authority: Authority
     address: str = ""
     layout: Layout = LAYOUT
+    last: Agent | None = None  # that was started
 
     def identity(self, role: Any, name: str) -> Identity:
         return self.authority.new_identity(Name("fed", role, name))
@@ -253,7 +290,8 @@ class Federation:
         config = Config.load(self.agent_folder(**settings))
         state = State(config.state)
         with state.locked():
-            task = asyncio.create_task(Agent(config, Identity.load(state.identity)).run())
+            self.last = Agent(config, Identity.load(state.identity))
+            task = asyncio.create_task(self.last.run())
             try:
                 yield task
             finally:

@@ -1,6 +1,7 @@
 """A whole agent, its worker and a coordinator over mutual TLS."""
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fedcore.client.agent import FIRST_WAIT, LONGEST_WAIT, Agent, backoff
+from fedcore.client.agent import Agent
 from fedcore.client.config import Config
 from fedcore.client.state import State
 from fedcore.crypto.identity import Identity
 from fedcore.errors import AuthenticationError, FedcoreError, ProtocolError
-from fedcore.messages import Ref
+from fedcore.messages import Pause, Ref
 from fedcore.wire import grpc
 
 Federation = Any  # of conftest, which importlib mode cannot import
@@ -34,9 +33,10 @@ def numbers(data: bytes) -> list[float]:
 
 def test_a_round_and_its_outcome(federation: Federation) -> None:
     async def run() -> None:
-        async with federation.coordinator() as fake, federation.agent(data={"examples": 5}):
+        settings: dict[str, Any] = {"data": {"examples": 5}, "labels": {"site": "eu"}}
+        async with federation.coordinator() as fake, federation.agent(**settings):
             hello = await soon(fake.hellos.get())
-            assert list(hello.tasks) == ["Moody"] and not hello.evaluator
+            assert list(hello.tasks) == ["Moody"] and not hello.evaluator and hello.labels == {"site": "eu"}
             for number in (1, 2, 3):
                 work = fake.assignment(number, hello.tasks["Moody"])
                 fake.push(work)
@@ -73,16 +73,47 @@ def test_an_update_that_is_finished_is_sent_again_and_not_trained_again(federati
                 await soon(fake.hellos.get())
                 fake.push(work)  # while the first upload is still under way: nothing is begun
                 fake.permits.set()
-                await federation.until(lambda: ("run/1.0/train", "sent") in federation.journal())
-                fake.push(work)
-                assert await soon(fake.uploads.get()) == first
+                await federation.until(lambda: federation.journal() == [("run/1.0/train", "sent")])
+                fake.push(work)  # the coordinator says that it has it
+                await federation.until(lambda: federation.journal() == 2 * [("run/1.0/train", "sent")])
+                assert fake.uploads.empty() and fake.asked == [work.ref]
             async with federation.agent():  # another process of the same device, as far as the folder knows
                 await soon(fake.hellos.get())
+                fake.arrived.clear()  # and a coordinator that does not have it any more
                 fake.push(work)
                 assert await soon(fake.uploads.get()) == first
 
     asyncio.run(run())
     assert federation.lines("trained.txt") == ["1.0"]
+
+
+def test_what_broke_off_goes_on_where_it_was(federation: Federation) -> None:
+    async def run() -> None:
+        async with federation.coordinator() as fake, federation.agent():
+            digest = (await soon(fake.hellos.get())).tasks["Moody"]
+            fake.cuts = [5, None, 11]  # of two downloads and an upload
+            fake.push(work := fake.assignment(1, digest))
+            head, data = await soon(fake.uploads.get())
+            assert (head.ref, head.offset, numbers(data)) == (work.ref, 11, [2.0] * 4)
+            assert fake.asked == [work.ref] and len(fake.fetched) == 2
+
+    asyncio.run(run())
+    assert federation.lines("trained.txt") == ["1.0"]
+
+
+def test_a_pause_that_the_coordinator_asks_for_is_kept(federation: Federation) -> None:
+    async def run() -> None:
+        async with federation.coordinator() as fake, federation.agent():
+            digest = (await soon(fake.hellos.get())).tasks["Moody"]
+            fake.push(fake.assignment(1, digest))
+            fake.push(Pause(0.7))
+            asked = time.monotonic()
+            assert (await soon(fake.uploads.get()))[0].ref.round == 1  # the work goes on meanwhile
+            await soon(fake.hellos.get())
+            assert 0.65 < time.monotonic() - asked < 5
+            await federation.until(lambda: federation.last.state.connection()["state"] == "connected")
+
+    asyncio.run(run())
 
 
 def test_what_is_kept_counts_once_its_update_is_folded(federation: Federation) -> None:
@@ -150,7 +181,8 @@ def test_the_same_work_again_is_sent_with_what_it_would_keep(federation: Federat
                 await soon(fake.uploads.get())
             async with federation.agent():
                 await soon(fake.hellos.get())
-                fake.push(work)  # as a coordinator does that was killed before it committed the round
+                fake.arrived.clear()  # by a power failure, before the round was committed
+                fake.push(work)
                 await soon(fake.uploads.get())
                 fake.outcome(work.ref)
                 fake.push(fake.assignment(2, digest, folded=work.ref))
@@ -334,13 +366,6 @@ def test_an_assignment_that_makes_no_sense_is_declined(federation: Federation) -
             assert "roundz" in (await soon(fake.declines.get())).reason
 
     asyncio.run(run())
-
-
-@given(st.integers(0, 10**6), st.floats(0, 1, exclude_max=True))
-def test_the_wait_grows_to_a_limit_and_is_never_the_same_for_all(attempt: int, chance: float) -> None:
-    assert FIRST_WAIT / 2 <= backoff(attempt, chance) <= LONGEST_WAIT
-    assert backoff(attempt + 1, chance) >= backoff(attempt, chance)
-    assert backoff(attempt, 0.0) < backoff(attempt, 0.9)
 
 
 def test_an_agent_whose_certificate_has_expired_does_not_knock_for_ever(federation: Federation) -> None:

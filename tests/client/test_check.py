@@ -13,7 +13,7 @@ import tomli_w
 from fedcore.client import check as checking
 from fedcore.client.check import MAX_LABELS, check, labels
 from fedcore.client.config import Config, Terms
-from fedcore.client.examples import ArrayExamples
+from fedcore.client.examples import PairExamples
 from fedcore.data import Split, digits, save_split
 from fedcore.errors import ConfigError, DataError, TaskError
 
@@ -108,7 +108,7 @@ def test_data_that_are_missing_are_told_with_their_line(tmp_path: Path) -> None:
 
 def test_targets_that_are_no_classes_have_no_histogram() -> None:
     def of(y: Any) -> dict[str, int]:
-        return labels(ArrayExamples(np.zeros(len(y)), np.asarray(y)))
+        return labels(PairExamples(np.zeros(len(y)), np.asarray(y)))
 
     assert of([2, 0, 2]) == {"0": 1, "2": 2}
     assert of([0.5, 1.0]) == of(np.zeros((2, 2), int)) == of(np.arange(MAX_LABELS + 1)) == {}

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,12 +20,14 @@ import pytest
 from typer.testing import CliRunner
 
 from fedcore.client.cli import app
+from fedcore.client.state import State
 from fedcore.crypto.identity import Identity
 from fedcore.crypto.names import Name
 from fedcore.errors import ConfigError
 from fedcore.messages import Ref
 from fedcore.server.authority import Authority
 from fedcore.server.authority_service import start_service
+from fedcore.wire import grpc
 
 pytestmark = pytest.mark.slow  # together more than ten seconds
 
@@ -173,8 +176,7 @@ async def ended(process: "subprocess.Popen[str]") -> tuple[str, str]:
     """Wait for the end of an agent that was told to stop, and for that of its worker; return its output."""
     output = await asyncio.to_thread(process.communicate, timeout=10)
     assert process.returncode == 0, output
-    with pytest.raises(ProcessLookupError):  # nothing is left of the session that it led
-        os.killpg(process.pid, 0)
+    assert not processes_of(process.pid)  # nothing is left of the session that it led
     return output
 
 
@@ -192,6 +194,7 @@ def test_a_round_without_torch_and_a_clean_end(federation: Federation) -> None:
                 fake.push(fake.assignment(2, digest))
                 await federation.until(lambda: ("run/2.0/train", "sent") in federation.journal())
                 found = json.loads(await asyncio.to_thread(run, "status", "--dir", folder, "--json"))
+                assert found["connection"].startswith("connected since 2") and found["limits"] == "none"
                 with pytest.raises(ConfigError, match="in use by another agent"):
                     await asyncio.to_thread(run, "start", "--dir", folder)
                 process.send_signal(signal.SIGTERM)
@@ -216,9 +219,30 @@ def test_ctrl_c_amid_training_leaves_no_process(federation: Federation) -> None:
                 digest = (await asyncio.wait_for(fake.hellos.get(), 20)).tasks["Moody"]
                 fake.push(fake.assignment(103, digest))
                 await federation.until(lambda: federation.lines("trained.txt") == ["103.0"])
-                os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the worker hears it too
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does
                 _, err = await ended(process)
-        assert "work abandoned" in err and "stopped" in err and "Traceback" not in err
+                decline = await asyncio.wait_for(fake.declines.get(), 20)
+                assert decline.reason == "the device is shutting down"
+        assert "declined" in err and "stopped" in err and "Traceback" not in err
+
+    asyncio.run(play())
+
+
+def test_a_second_signal_ends_the_agent_at_once(federation: Federation) -> None:
+    async def play() -> None:
+        async with federation.coordinator() as fake:
+            with started(federation.agent_folder()) as process:
+                digest = (await asyncio.wait_for(fake.hellos.get(), 20)).tasks["Moody"]
+                fake.permits.clear()
+                fake.push(fake.assignment(1, digest))
+                await asyncio.wait_for(fake.uploads.get(), 20)
+                began = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.5)
+                assert process.poll() is None  # it waits for the receipt
+                process.send_signal(signal.SIGTERM)
+                _, err = await ended(process)
+        assert time.monotonic() - began < 3 and "waiting for an upload" in err and "stopped" in err
 
     asyncio.run(play())
 
@@ -230,17 +254,33 @@ def test_an_agent_that_is_killed_takes_its_worker_along(federation: Federation) 
                 digest = (await asyncio.wait_for(fake.hellos.get(), 20)).tasks["Moody"]
                 fake.push(fake.assignment(103, digest))
                 await federation.until(lambda: federation.lines("trained.txt") == ["103.0"])
+                assert len(processes_of(process.pid)) == 2
                 process.kill()
                 await asyncio.to_thread(process.wait)
-                await federation.until(lambda: not is_alive(process.pid))
+                await federation.until(lambda: not processes_of(process.pid))
 
     asyncio.run(play())
 
 
-def is_alive(group: int) -> bool:
-    """Whether any process of a group is left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def test_a_coordinator_that_is_down_for_a_while_costs_a_line_and_no_worker(federation: Federation) -> None:
+    async def play() -> None:
+        async with federation.coordinator() as fake:
+            folder = federation.agent_folder()
+            with started(folder) as process:
+                await asyncio.wait_for(fake.hellos.get(), 20)
+                workers = processes_of(process.pid)
+                fake.refusal = (grpc.StatusCode.UNAVAILABLE, "being repaired")
+                fake.hang_up()
+                await asyncio.sleep(4)
+                found = json.loads(await asyncio.to_thread(run, "status", "--dir", folder, "--json"))
+                assert re.match("not connected since 2.*: UNAVAILABLE: being repaired", found["connection"])
+                fake.refusal = None
+                await asyncio.wait_for(fake.hellos.get(), 20)
+                state = State(folder / "state")
+                await federation.until(lambda: state.connection()["state"] == "connected")
+                assert processes_of(process.pid) == workers
+                process.send_signal(signal.SIGTERM)
+                _, err = await ended(process)
+        assert err.count("connection lost") == 1 and err.count(": connected") == 2
+
+    asyncio.run(play())

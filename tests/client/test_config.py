@@ -20,7 +20,7 @@ def test_the_template_holds_every_key_with_its_default(tmp_path: Path) -> None:
     assert config.settings == Settings(coordinator="example.org:8710")
     written = tomllib.loads(path.read_text(encoding="utf-8"))
     assert set(written) == set(Settings.model_fields)
-    for table in ("policy", "ledger"):
+    for table in ("policy", "worker", "ledger"):
         assert set(written[table]) == set(type(getattr(config.settings, table)).model_fields)
     assert config.ledger is None
     assert config.state == (tmp_path / "agent" / "state").resolve()
@@ -49,11 +49,22 @@ def test_the_template_takes_no_address_that_does_not_fit(tmp_path: Path) -> None
         ("[policy]\nsmallest_cohorts = 2", r"agent.toml:2: .* did you mean 'smallest_cohort'\?"),
         ('[policy]\nencryption = "tsl"', r"agent.toml:2: .*'tsl' is not known; did you mean 'tls'\?"),
         ("[tasks]\n\nDigits = 3", "agent.toml:3: tasks.Digits: 3: expected text in quotes"),
+        (
+            'labels = {site = ""}',
+            "agent.toml:1: labels: expected at most 16 labels, names and values of 1 to",
+        ),
+        ('labels = ["eu"]', "agent.toml:1: labels: .*expected a table"),
+        ("labels = {site = 3}", "agent.toml:1: labels.site: 3: expected text in quotes"),
         ("[data]\nsince = 2020-01-31", "agent.toml:2: data.since"),
         ('[policy]\nhours = "22-6"', "agent.toml:2: policy.hours: '22-6': expected HH:MM-HH:MM, local time"),
         ('[policy]\nhours = "24:00-06:00"', "agent.toml:2: policy.hours: .* such as 22:00-06:00"),
         ('[ledger]\npath = "a"', "agent.toml:1: ledger: path needs dataset and epsilon beside it"),
         ('[ledger]\nunit = "patient"', "agent.toml:2: ledger.unit: 'patient' is not known"),
+        (
+            '[worker]\nmemory = "4GB"',
+            "agent.toml:2: worker.memory: '4GB': expected most memory, such as 4GiB",
+        ),
+        ('[worker]\nmemory = "0GiB"', "agent.toml:2: worker.memory: '0GiB': expected most memory"),
         ("evaluator = 1", "agent.toml:1: evaluator: 1: expected true or false"),
         ("state = ", "not valid TOML"),
     ],

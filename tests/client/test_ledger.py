@@ -74,8 +74,10 @@ def test_each_piece_of_work_is_reserved_before_it_is_done(federation: Federation
                 assert (entry.by, entry.trust) == ("fedcore://fed/client/client-000000", "enforced")
                 assert entry.history == (TRAINING,)
             await federation.until(lambda: ("run/2.0/train", "sent") in federation.journal())
-            again = fake.assignment(2, digest, spec=SPEC)
-            fake.push(again)  # it is finished, so it is sent and costs nothing
+            fake.arrived.clear()
+            fake.push(
+                fake.assignment(2, digest, spec=SPEC)
+            )  # it is finished, so it is sent and costs nothing
             await soon(fake.uploads.get())
             assert len(ledger_of(federation).entries()) == 2
             fake.push(fake.assignment(3, digest, spec=SPEC))

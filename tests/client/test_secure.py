@@ -25,6 +25,8 @@ from fedcore.strategies.words import Accumulator, Words, encoded
 from fedcore.wire import grpc
 from fedcore.wire.secure import config_of
 
+pytestmark = pytest.mark.slow  # waits for deadlines, twelve seconds together
+
 Federation = Any  # of conftest, which importlib mode cannot import
 Fake = Any
 
@@ -217,6 +219,25 @@ def test_an_agent_that_was_started_again_has_lost_its_keys_and_says_so(federatio
                 await Others(federation, fake, work).advertised()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("sent", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_stop_is_told_unless_the_words_are_out(federation: Federation, sent: bool) -> None:
+    """Those count without this device, whose masks the others take out of the sum."""
+
+    async def script(fake: Fake, hand_out: Callable[..., Others]) -> None:
+        round = hand_out()
+        if sent:
+            await until_sent(round)
+            await federation.until(lambda: ("run/1.0/train", "sent") in federation.journal())
+        else:
+            await round.advertised()
+        await soon(federation.last.leave())
+        declined = () if sent else (await soon(fake.declines.get()),)
+        assert [decline.reason for decline in declined] == ([] if sent else ["the device is shutting down"])
+        assert fake.declines.empty()
+
+    play(federation, script)
 
 
 async def until_sent(round: Others) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fedcore.errors import ConfigError
 from fedcore.messages import Blob, Ref, UploadHead
 
 REF = Ref("run-1", 3, 1, "train")
+NUMBERS = Blob(sha256(b"numbers").hexdigest(), 7)
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -64,11 +66,11 @@ def test_a_spooled_head_comes_back_as_it_was(
 ) -> None:
     state = State(tmp_path_factory.mktemp("state"))
     (state.folder / "spool").mkdir()
-    head = UploadHead(REF, scalars, tuple(vectors), Blob("a" * 64, 7))
+    state.payload(REF).write_bytes(b"numbers")
+    head = UploadHead(REF, scalars, tuple(vectors), NUMBERS)
     for update in (Finished(head, "these"), Finished(head, "those", words=(32, 4, 3))):
         state.spool(update)
         assert state.spooled(REF) == update
-    state.payload(REF).touch()
     state.unspool(REF)
     assert state.spooled(REF) is None and state.payload(REF).exists()
 
@@ -78,11 +80,22 @@ def test_a_payload_without_a_head_is_no_update(state: State) -> None:
     assert state.spooled(REF) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("", b"numb"), ("", bytes(7)), (".json", b""), (".json", b"{")]
+)
+def test_an_update_that_a_loss_of_power_has_torn_is_none(state: State, name: str, content: bytes) -> None:
+    state.payload(REF).write_bytes(b"numbers")
+    state.spool(Finished(UploadHead(REF, {}, (), NUMBERS), "these"))
+    assert state.spooled(REF) is not None
+    state.payload(REF).with_name(state.payload(REF).name + name).write_bytes(content)
+    assert state.spooled(REF) is None
+
+
 def test_dropping_others_keeps_one(state: State) -> None:
     others = [Ref("run-1", 2, 0, "train"), Ref("run-1", 3, 0, "train"), Ref("run-2", 3, 1, "evaluate")]
     for ref in (REF, *others):
         state.payload(ref).write_bytes(b"numbers")
-        state.spool(Finished(UploadHead(ref, {}, (), Blob("a" * 64, 7)), "these"))
+        state.spool(Finished(UploadHead(ref, {}, (), NUMBERS), "these"))
     state.drop_others(REF)
     assert state.spooled(REF) is not None and state.payload(REF).exists()
     assert [state.spooled(ref) for ref in others] == [None] * 3
@@ -96,8 +109,11 @@ def test_the_newest_parameters_are_kept_and_altered_ones_are_not(state: State) -
     for number, path in blobs.items():
         path.write_bytes(b"parameters")
         os.utime(path, (number, number))
-    state.trim_cache()
+    state.trim_cache(blobs[3])
     assert [number for number, path in blobs.items() if path.exists()] == list(range(4))[-CACHED:]
+    os.utime(blobs[3], (0, 0))  # the clock has been set back
+    state.trim_cache(blobs[3])
+    assert blobs[3].exists()
     state.check_cache()
     assert not list((state.folder / "cache").iterdir())
 

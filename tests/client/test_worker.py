@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -30,8 +31,8 @@ from fedcore.layout import Entry, Layout
 from fedcore.messages import Ref, Update
 from fedcore.privacy.distributed import decode
 from fedcore.simulations.answers import ClientStates
+from fedcore.simulations.borrowed import threads
 from fedcore.simulations.population import Population
-from fedcore.simulations.run import threads
 from fedcore.simulations.sequential import Sequential
 from fedcore.spec import RunSpec
 from fedcore.strategies import from_table
@@ -40,6 +41,8 @@ from fedcore.strategies.terms import check
 from fedcore.strategies.words import encoded
 from fedcore.tasks import Digits
 from fedcore.wire import sealing
+
+pytestmark = pytest.mark.slow  # worker processes and models, half a minute together
 
 Federation = Any  # of conftest, which importlib mode cannot import
 COMMAND = [sys.executable, "-P", "-m", "fedcore.client.worker"]
@@ -152,13 +155,15 @@ def test_a_sealed_update_opens_to_what_would_have_been_sent(federation: Federati
     plain, payload = asked(federation, kind)
     head, sealed = asked(federation, kind, encryption="sealed", public=public.hex(), bound=bound.hex())
     assert (head["vectors"], head["scalars"]) == ([], {})
-    assert len(sealed) == head["size"] == len(payload) + 8 * len(plain["scalars"]) + hpke.OVERHEAD
+    size = len(payload) + 8 * len(plain["scalars"])
+    assert len(sealed) == head["size"] == size + sealing.HEAD + sealing.TAG
     numbers = np.array(
         [plain["scalars"][name] for name in sorted(plain["scalars"], key=order_of(kind).index)]
     )
-    assert sealing.unseal(key, sealed, bound) == numbers.tobytes() + payload
+    whole = np.frombuffer(sealed, np.uint8)
+    assert sealing.Sealed(key, whole, bound).read(0, size) == numbers.tobytes() + payload
     with pytest.raises(UpdateRefused):
-        sealing.unseal(key, sealed, b"another attempt")
+        sealing.Sealed(key, whole, b"another attempt")
 
 
 def order_of(kind: str) -> list[str]:
@@ -292,14 +297,25 @@ def test_it_ends_at_once_when_the_agent_is_gone(federation: Federation) -> None:
     with raw(federation) as process:
         assert process.stdin
         process.stdin.close()
-        assert process.wait(timeout=5) == 0
+        assert process.wait(timeout=5) == -signal.SIGKILL
 
 
-def test_ctrl_c_is_the_agents_business(federation: Federation) -> None:
+def test_it_leads_a_group_so_that_ctrl_c_is_the_agents_business(federation: Federation) -> None:
     with raw(federation) as process:
-        process.send_signal(signal.SIGINT)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=0.5)
+        assert os.getpgid(process.pid) == process.pid
+        assert Path(f"/proc/{process.pid}/oom_score_adj").read_text() == "1000\n"
+
+
+@pytest.mark.parametrize("number", [pytest.param(107, marks=pytest.mark.slow), 108])
+def test_over_its_memory_limit_it_ends_with_its_children(federation: Federation, number: int) -> None:
+    """Four children hold 240 MB between them, none of which is beyond the limit alone."""
+    worker = WorkerProcess(federation.agent_folder(), {"Moody": "moody:Moody"}, "200MiB")
+    with pytest.raises(WorkFailed, match="went over its memory limit of 200MiB") as failed:
+        ask(worker, **order(federation.folder, ref=["run", number, 0, "train"]))
+    assert failed.value.public == str(failed.value)
+    holders = [Path("/proc", holder) for holder in federation.lines("holders.txt")]
+    assert len(holders) == (1 if number == 107 else 4)
+    asyncio.run(federation.until(lambda: not any(holder.exists() for holder in holders)))
 
 
 @given(
@@ -360,7 +376,8 @@ def test_a_part_of_the_noise_is_in_words_of_the_coordinators_plan(tmp_path: Path
     for share in shares:
         check(plan, share)
         assert plan.distributed and not share.scalars
-        decoded.append(decode(encoded(plan, share).narrow, plan.distributed))
+        vector = np.empty(plan.distributed.dimension)
+        decoded.append(decode(encoded(plan, share).narrow, plan.distributed, vector))
     one, other = decoded
     assert not np.array_equal(one, other)
     assert [np.linalg.norm(vector) for vector in decoded] == pytest.approx([0.1, 0.1], rel=0.05)
