@@ -21,9 +21,10 @@ from fedcore.simulations.answers import Answers
 from fedcore.simulations.at_work import AtWork, Version
 from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy
-from fedcore.strategies.modes import OnArrival, entering, step_plan
-from fedcore.strategies.rounds import Round, State, cohort, receive_rows, train_plan
-from fedcore.strategies.terms import Rows, all_pass
+from fedcore.strategies.modes import OnArrival
+from fedcore.strategies.rounds import Round, State, cohort, train_plan
+from fedcore.strategies.steps import Arrival, passes, step
+from fedcore.strategies.terms import Rows
 
 
 @dataclass(frozen=True)
@@ -87,25 +88,21 @@ class Workers:
         """
         now = self.now
         began, accepted, draws = now.clock, 0, 0
-        arrived: dict[str, Rows] = {}
+        arrived: dict[str, Arrival] = {}
         kept: dict[str, Kept] = {}
-        staleness: dict[str, int] = {}
         while accepted < self.mode.k:
             if not now.queue or now.queue[0][0] > now.clock:
                 draws += self.hire(state, draws, arrived)
             if not now.queue:
                 break
             now.clock, client = heappop(now.queue)
-            staleness[client] = state.round - now.started[client]
-            arrived[client], kept[client] = self.collect(client, state)
-            accepted += all_pass(self.plan(state.round, (client,)), arrived[client])
+            arrival, kept[client] = self.collect(client, state)
+            arrived[client] = arrival
+            accepted += passes(self.mode, self.plan(state.round, (client,)), arrival, state.parameters)
             progress(accepted)
-        clients = tuple(sorted(arrived, key=self.order.__getitem__))
-        round = Round(step_plan(self.mode, self.plan(state.round, clients)))
-        for client, rows in arrived.items():
-            receive_rows(round, (client,), rows)
-            round.seconds[client] = self.seconds(client)
-        round.close()
+        plan = self.plan(state.round, tuple(sorted(arrived, key=self.order.__getitem__)))
+        round = step(self.mode, plan, arrived.values(), state.parameters)
+        staleness = {client: arrival.staleness for client, arrival in arrived.items()}
         return Step(round, kept, now.clock - began, staleness)
 
     def plan(self, version: int, clients: tuple[str, ...]) -> Plan:
@@ -133,8 +130,8 @@ class Workers:
             heappush(now.queue, (now.clock + self.seconds(client), client))
         return True
 
-    def collect(self, client: str, state: State) -> tuple[Rows, Kept]:
-        """Return what an arrival enters the step with, and what the client keeps; it is at work no more."""
+    def collect(self, client: str, state: State) -> tuple[Arrival, Kept]:
+        """Return what a client has sent, and what it keeps; it is at work no more."""
         number = self.now.started.pop(client)
         version = self.now.versions[number]
         if client in version.untrained:
@@ -147,4 +144,4 @@ class Workers:
         if not version.untrained and not version.trained:
             del self.now.versions[number]
         staleness = state.round - number
-        return entering(self.mode, rows, staleness, version.parameters, state.parameters), kept
+        return Arrival(client, rows, staleness, version.parameters, self.seconds(client)), kept

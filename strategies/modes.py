@@ -10,10 +10,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcore.errors import SpecError
-from fedcore.layout import Parameters, Vector
+from fedcore.encoding import blocks
+from fedcore.errors import expect
+from fedcore.layout import Parameters
 from fedcore.messages import Plan
-from fedcore.strategies.terms import Rows
+from fedcore.strategies.terms import Rows, Space, in_memory
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Buffered:
     mixes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise SpecError(f"{self}: expected k >= 1, the arrivals that move the model")
+        expect(self.k >= 1, self, "k >= 1, the arrivals that move the model")
         _check_discount(self, self.exponent, self.concurrency)
 
     def share(self, staleness: int) -> float:
@@ -63,8 +63,7 @@ class Asynchronous:
     mixes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.mixing <= 1:
-            raise SpecError(f"{self}: expected 0 < mixing <= 1, the share of a fresh model")
+        expect(0 < self.mixing <= 1, self, "0 < mixing <= 1, the share of a fresh model")
         _check_discount(self, self.exponent, self.concurrency)
 
     def share(self, staleness: int) -> float:
@@ -77,8 +76,8 @@ Mode = Synchronous | OnArrival
 
 
 def _check_discount(mode: object, exponent: float, concurrency: int) -> None:
-    if not 0 <= exponent < np.inf or concurrency < 0:
-        raise SpecError(f"{mode}: expected exponent >= 0 and concurrency >= 0, where 0 is [cohort] size")
+    sound = 0 <= exponent < np.inf and concurrency >= 0
+    expect(sound, mode, "exponent >= 0 and concurrency >= 0, where 0 is [cohort] size")
 
 
 def _discount(staleness: int, exponent: float) -> float:
@@ -94,22 +93,33 @@ def step_plan(mode: OnArrival, plan: Plan) -> Plan:
     return replace(plan, vectors=once, goal=mode.k, minimum=mode.k)
 
 
-def entering(mode: OnArrival, rows: Rows, staleness: int, start: Parameters, now: Parameters) -> Rows:
+def entering(
+    mode: OnArrival,
+    rows: Rows,
+    staleness: int,
+    start: Parameters,
+    now: Parameters,
+    space: Space = in_memory,
+) -> Rows:
     """Return what enters a step of updates that started `staleness` versions ago from `start`.
 
     With a = mode.share(staleness) an update becomes a D, or a (D + start - now) where models are mixed, and
-    its buffers b become a b + (1 - a) now. rows: vectors (k, d), which stay as they are.
+    its buffers b become a b + (1 - a) now. rows: vectors (k, d), which stay as they are. space: for what is
+    new.
     """
     share = mode.share(staleness)
-    vectors: dict[str, Vector] = {}
+    if share == 1.0 and not mode.mixes:
+        return rows
+    vectors = {name: space(name, matrix.shape, matrix.dtype) for name, matrix in rows.vectors.items()}
     for name, matrix in rows.vectors.items():
-        wide = matrix.astype(np.float64)
-        if name == "delta" and mode.mixes:
-            wide += np.subtract(start.shared, now.shared, dtype=np.float64)
-        wide *= share
-        if name == "buffers":
-            wide += (1.0 - share) * now.buffers
-        vectors[name] = wide.astype(matrix.dtype)
+        for block in blocks(matrix.shape[1]):
+            wide = matrix[:, block].astype(np.float64)
+            if name == "delta" and mode.mixes:
+                wide += np.subtract(start.shared[block], now.shared[block], dtype=np.float64)
+            wide *= share
+            if name == "buffers":
+                wide += (1.0 - share) * now.buffers[block]
+            vectors[name][:, block] = wide
     return Rows(vectors, rows.scalars)
 
 

@@ -1,6 +1,8 @@
 """FedBuff and FedAsync by hand, and what cannot work with late updates."""
 
+import tracemalloc
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,11 @@ from fedcore.spec import RunSpec
 from fedcore.strategies import SGD, Strategy, from_table
 from fedcore.strategies.aggregators import Median, TrimmedMean
 from fedcore.strategies.conflicts import check
-from fedcore.strategies.modes import Asynchronous, Buffered, OnArrival, entering, step_plan
+from fedcore.strategies.modes import Asynchronous, Buffered, OnArrival, entering
 from fedcore.strategies.optimizers import Adam
 from fedcore.strategies.preaggregators import Clip
-from fedcore.strategies.rounds import Round, State, advance, initial_state, receive_rows, train_plan
+from fedcore.strategies.rounds import State, advance, initial_state, train_plan
+from fedcore.strategies.steps import Arrival, step
 from fedcore.strategies.terms import Rows
 
 f32 = partial(np.array, dtype=np.float32)
@@ -37,10 +40,8 @@ def after(strategy: Strategy, state: State, arrivals: dict[str, tuple[Rows, int,
     assert isinstance(strategy.mode, OnArrival)
     ref, clients = Ref("r", state.round + 1, 0, "train"), tuple(sorted(arrivals))
     plan = train_plan(strategy, RunSpec(), LAYOUT, ref, clients, 9)
-    round = Round(step_plan(strategy.mode, plan))
-    for client, (rows, staleness, start) in arrivals.items():
-        receive_rows(round, (client,), entering(strategy.mode, rows, staleness, start, state.parameters))
-    round.close()
+    came = (Arrival(client, *each) for client, each in arrivals.items())
+    round = step(strategy.mode, plan, came, state.parameters)
     assert round.sufficient and len(round.folded) == len(arrivals), round.verdicts
     return advance(strategy, round, state, 0)
 
@@ -189,3 +190,35 @@ def test_a_rule_is_checked_with_the_arrivals_of_a_step() -> None:
     with pytest.raises(SpecError, match=r"may close with 4 updates: raise strategy\.mode\.k"):
         check(strategy, spec)
     check(Strategy(aggregator=TrimmedMean(f=2), mode=Buffered(k=5)), spec)
+
+
+def test_a_step_of_any_size_is_made_in_the_space_that_is_given(tmp_path: Path) -> None:
+    """A million coordinates of three late clients, over many blocks: the same bits, and little memory."""
+    strategy, size = Strategy(mode=Buffered(k=3)), 10**6
+    layout = Layout((Entry("weight", (size,), "float32", "shared"),))
+    numbers = np.random.default_rng(0).normal(size=(4, size)).astype(np.float32)
+    now = Parameters(numbers[0], f32([]))
+    plan = train_plan(strategy, RunSpec(), layout, Ref("r", 9, 0, "train"), tuple("abc"), 3)
+    one = {name: np.ones(1) for name in plan.scalars}
+    came = [
+        Arrival(c, Rows({"delta": row[None]}, one), 3, now) for c, row in zip("abc", numbers[1:], strict=True)
+    ]
+    taken: list[int] = []
+
+    def space(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        taken.append(len(taken))
+        return np.memmap(tmp_path / f"{taken[-1]}", dtype, mode="w+", shape=shape)
+
+    mode = strategy.mode
+    assert isinstance(mode, OnArrival)
+    tracemalloc.start()
+    try:
+        mapped = step(mode, plan, came, now, space)
+        assert tracemalloc.get_traced_memory()[1] < 4 * size
+    finally:
+        tracemalloc.stop()
+    whole = step(mode, plan, came, now)
+    assert np.array_equal(mapped.sums.integers("delta"), whole.sums.integers("delta"))
+    halves = numbers[1:].astype(np.float64) * 0.5
+    mean = mapped.sums.vector("delta", slice(0, size)) / 3
+    assert np.allclose(mean, halves.mean(axis=0), rtol=0, atol=1e-6)
