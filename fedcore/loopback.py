@@ -42,8 +42,8 @@ class Loopback:
             raise RunFailed(f"fedcore {' '.join(map(str, arguments))}: {done.stderr.strip()}")
         return done.stdout
 
-    def spawn(self, name: str, *arguments: str | Path) -> None:
-        """Start a command in the background, with its log in NAME.log."""
+    def spawn(self, name: str, *arguments: str | Path, faults: str = "") -> None:
+        """Start a command in the background, with its log in NAME.log; faults: see `fedcore.faults`."""
         command = [sys.executable, "-m", "fedcore", *map(str, arguments)]
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -52,6 +52,7 @@ class Loopback:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
+                env={**os.environ, "FEDCORE_FAULTS": faults},
             )
 
     def log(self, name: str) -> Path:
@@ -84,10 +85,10 @@ class Loopback:
         self.address = self.wait_for("coordinator", r"listening .*address=(127\.0\.0\.1:\d+)")[1]
         self.fedcore("run", "enroll", "@tokens/operator.token", "--coordinator", self.address)
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, faults: str = "") -> None:
         """Start, or start again, the coordinator or an agent that has been made."""
         room = "server" if name == "coordinator" else "client"
-        self.spawn(name, room, "start", "--dir", name)
+        self.spawn(name, room, "start", "--dir", name, faults=faults)
 
     def tokens(self, role: str, *names: str) -> None:
         """Make enrolment tokens as files in `tokens/`."""

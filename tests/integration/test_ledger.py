@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import sys
 import tomllib
 from pathlib import Path
-from subprocess import DEVNULL, Popen
 from typing import Any
 
 import pytest
@@ -37,18 +35,6 @@ PRIVATE = (
     "client={steps = 5, batch_size = 32}",
     'privacy={level = "example", noise_multiplier = 1.0, sampling_rate = 0.1, metric_noise = 8.0}',
 )
-DYING = """
-import os, signal
-from fedcore.client.agent import Agent
-reserve = Agent._reserve
-async def dying(self, ledger, claim):
-    await reserve(self, ledger, claim)
-    if "/2.0/" in claim.ref:
-        os.kill(os.getpid(), signal.SIGKILL)
-Agent._reserve = dying
-from fedcore.cli import main
-main()
-"""
 
 
 def allow(loopback: Loopback, name: str, epsilon: float = 0.0) -> None:
@@ -96,12 +82,9 @@ def test_a_kill_after_the_reservation_loses_no_accounting_and_a_rollback_is_foun
     allow(private, NAMES[0], epsilon=50.0)
     for name in NAMES[1:]:
         private.start(name)
-    command = [sys.executable, "-c", DYING, "client", "start", "--dir", NAMES[0]]
-    with private.log(NAMES[0]).open("ab") as log:
-        dying = Popen(command, stdin=DEVNULL, stdout=log, stderr=log, cwd=private.folder)
-    private.processes[NAMES[0]] = dying
+    private.start(NAMES[0], "agent.reserved:2=kill")
     run = submit(private, *PRIVATE, "cohort.minimum=3", "cohort.deadline=200.0")
-    assert dying.wait(60) == -9
+    assert private.processes[NAMES[0]].wait(60) == -9
     before = ledger(private, "show")
     assert [entry["ref"] for entry in before["entries"]] == [f"{run}/{n}.0/train" for n in (1, 2)]
     path = private.folder / "data" / "a.ledger"
