@@ -7,7 +7,10 @@
     ├── ConfigError              a folder or configuration file of an agent or server   (exit code 2)
     ├── MissingExtra             a library that an extra installs                       (exit code 2)
     ├── UpdateRefused            an update, or what a peer sent, that a check turned down
+    ├── Interrupted              a transfer that was cut; the rest can follow
     ├── ProtocolError            a message that is malformed, oversized or out of place
+    │   └── Blameless            one that its sender may have sent in good faith
+    ├── Overloaded               more than is taken now, though nothing is wrong with it
     ├── AuthenticationError      a certificate, token or identity that was not accepted
     └── RunFailed                a run that cannot go on
 
@@ -61,8 +64,20 @@ class UpdateRefused(FedcoreError):
     """An update that a check turned down; `str()` is the reason that the client is told."""
 
 
+class Interrupted(FedcoreError):
+    """A transfer that was cut; whoever sends asks how far it came, and goes on from there."""
+
+
 class ProtocolError(FedcoreError):
     """A message that is malformed, oversized, truncated, replayed or out of place."""
+
+
+class Blameless(ProtocolError):
+    """A message that is not taken, but is no offence: of another version, or crossed with another one."""
+
+
+class Overloaded(FedcoreError):
+    """More than the coordinator takes now; nothing is wrong with it, and it may be sent again later."""
 
 
 class AuthenticationError(FedcoreError):
@@ -71,6 +86,12 @@ class AuthenticationError(FedcoreError):
 
 class RunFailed(FedcoreError):
     """A run that cannot go on, with the reason."""
+
+
+def expect(holds: bool, part: object, expected: str) -> None:
+    """Raise SpecError that shows a part with its fields and what was expected of them, unless it holds."""
+    if not holds:
+        raise SpecError(f"{part}: expected {expected}")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ protobuf and back.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -218,11 +218,17 @@ class Hello:
     """An agent's first words: tasks that may run there, name -> digest, and whether it is an evaluator.
 
     pending: training whose verdict it has not heard, and waits for, since it would keep something.
+    instance: random, the same for as long as this agent runs. labels: what runs may choose devices by.
     """
 
     tasks: Mapping[str, str]
     evaluator: bool = False
     pending: tuple[Ref, ...] = ()
+    instance: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+SMALL = 64 * 1024  # bytes of parameters that travel with the assignment, which saves a call
 
 
 @dataclass(frozen=True)
@@ -232,7 +238,8 @@ class Assignment:
     folded: the client's last training that went into the run's model, so that it knows what it has kept.
     clip: the clip norm of a private round, 0 where there is none. key: the coordinator's signed AggregatorKey
     of this attempt, where updates are sealed. certificate: of secure aggregation, why another attempt at the
-    round may be entered; empty in the first.
+    round may be entered; empty in the first. content: the bytes of the parameters, where they are at most
+    SMALL; else empty, and they are fetched.
     """
 
     ref: Ref
@@ -247,6 +254,7 @@ class Assignment:
     clip: float = 0.0
     key: bytes = b""
     certificate: bytes = b""
+    content: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -281,13 +289,24 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """The coordinator's word that an agent should hang up, and be back after so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class UploadHead:
-    """An update but for its vectors' numbers, the `payload`: name and length of each, in order."""
+    """An update but for its vectors' numbers, the `payload`: name and length of each, in order.
+
+    offset: how many bytes of the payload the receiver has already, and are not sent.
+    """
 
     ref: Ref
     scalars: Mapping[str, float]
     vectors: tuple[tuple[str, int], ...]
     payload: Blob
+    offset: int = 0
 
 
 @dataclass(frozen=True)

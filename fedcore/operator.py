@@ -2,7 +2,7 @@
 
 import io
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -95,6 +95,16 @@ class Operator:
     def stop(self, run: str) -> pb.RunInfo:
         """End a run."""
         info: pb.RunInfo = self.stub.Stop(pb.RunName(run=run), timeout=DEADLINE)
+        return info
+
+    def clients(self) -> Sequence[pb.ClientInfo]:
+        """Return the clients that are connected, and those of which something was refused."""
+        found: pb.ClientList = self.stub.Clients(pb.ClientsRequest(), timeout=DEADLINE)
+        return found.clients
+
+    def lift(self, client: str) -> pb.ClientInfo:
+        """Forget a client's offences."""
+        info: pb.ClientInfo = self.stub.Lift(pb.ClientName(client=client), timeout=DEADLINE)
         return info
 
     def parameters(self, run: str) -> tuple[Layout, Parameters]:

@@ -16,7 +16,6 @@ app = typer.Typer(
     name="run",
     help="Runs on a coordinator: submit, list, show, watch, stop, download.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
 )
 
 Dir = Annotated[
@@ -193,11 +192,13 @@ def show_progress(updates: Iterable["RunInfo"], as_json: bool) -> None:
     for info in updates:
         for text in info.metrics:
             typer.echo(text if as_json else line(json.loads(text), info.rounds))
-        if info.detail != detail and info.detail.startswith("waiting"):
-            typer.echo(info.detail, err=True)
+        if info.detail != detail and (info.detail.startswith("waiting") or info.state == "paused"):
+            typer.echo("paused: " * (info.state == "paused") + info.detail, err=True)
         detail = info.detail
     if info.state == "failed":
         raise RunFailed(f"run {info.run} failed: {info.detail}")
+    if info.detail:  # who stopped it, or why it stopped early
+        typer.echo(info.detail, err=True)
     if not as_json:
         typer.echo(f"{info.state} after {info.round} rounds, model {info.parameters.sha256}")
 
@@ -223,15 +224,9 @@ def line(row: dict[str, Any], rounds: int) -> str:
 
 def as_dict(info: "RunInfo") -> dict[str, Any]:
     """Return a run as JSON shows it."""
+    facts = ("run", "name", "task", "state", "detail", "round", "rounds", "created")
     return {
-        "run": info.run,
-        "name": info.name,
-        "task": info.task,
-        "state": info.state,
-        "detail": info.detail,
-        "round": info.round,
-        "rounds": info.rounds,
-        "created": info.created,
+        **{name: getattr(info, name) for name in facts},
         "model_sha256": info.parameters.sha256,
         "metrics": [json.loads(text) for text in info.metrics],
     }

@@ -4,36 +4,33 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fedcore.errors import FedcoreError
-from fedcore.messages import Assignment, Blob, Plan, Ref, Verdict, Work
+from fedcore.faults import point
+from fedcore.messages import Blob, Plan, Ref, Verdict, Work
 from fedcore.privacy.claims import spent
-from fedcore.privacy.levels import OFF, ClientLevel
-from fedcore.server.journal import Journal, Opening
-from fedcore.server.live import GRACE
-from fedcore.server.offers import Offers
-from fedcore.server.opening import Assign, Live, open_round
+from fedcore.privacy.levels import OFF
+from fedcore.server.attempts import lacking, play
+from fedcore.server.buffered import Workers, workers_of
+from fedcore.server.closing import close, news, participants, skip
+from fedcore.server.evaluating import evaluate
+from fedcore.server.gathering import Gathering
+from fedcore.server.journal import Journal, Opening, remove
+from fedcore.server.live import mapped
+from fedcore.server.opening import Live
+from fedcore.server.pausing import leave, patiently
 from fedcore.server.registry import Signal
-from fedcore.server.store import Committed, Known, Run
+from fedcore.server.store import Committed, Known, Participant, Run
 from fedcore.strategies import Strategy
 from fedcore.strategies.catalog import strategy_of
 from fedcore.strategies.privacy import clip_norm
-from fedcore.strategies.rounds import (
-    State,
-    advance,
-    cohort,
-    evaluate_plan,
-    initial_state,
-    metrics,
-    tally,
-    train_plan,
-)
+from fedcore.strategies.rounds import State, cohort, initial_state, train_plan
 from fedcore.strategies.samplers import Memory
+from fedcore.strategies.stopping import stopped_early
 
 if TYPE_CHECKING:
     from fedcore.server.coordinator import Coordinator
@@ -57,9 +54,11 @@ class Driver:
         if self.unevaluated:
             self.rows.pop()
         self.untold: list[Live] = []
-        drawn = isinstance(run.spec.privacy, ClientLevel)  # from those who have accepted the run
-        self.offers = Offers(coordinator.registry) if drawn else None
+        self.gathering = Gathering(coordinator.registry, run, self.say)
         self.task: asyncio.Task[None] | None = None
+        self.workers: Workers | None = None  # of a run without cohorts
+        self.begun = False  # whether it has none is known
+        self.paused = False  # disk or database is waited for, as the run's detail says
         self.changed = Signal()
 
     @cached_property
@@ -88,12 +87,28 @@ class Driver:
         return Blob(self.committed[-1].model if self.committed else self.run.model, self.run.layout.nbytes)
 
     @property
+    def addresses(self) -> set[str]:
+        """The blobs that the run goes on from."""
+        vectors = {round.vectors for round in self.committed[-1:] if round.vectors}
+        return {self.address, *vectors, *(self.workers.addresses if self.workers else ())}
+
+    @property
     def unevaluated(self) -> bool:
         """Whether the coordinator ended between a round's commit and its evaluation."""
         if self.run.state != "running" or not self.committed:
             return False
         last = self.committed[-1]
         return self.due(last.round) and last.row.keys().isdisjoint(self.run.metrics)
+
+    def engaged(self, openings: Iterable[Opening]) -> set[str]:
+        """Return who works for the run, by what its attempts asked, but for those of rounds that are over."""
+        found = set[str]()
+        for opening in openings:
+            ref = opening.ref
+            awaited = self.unevaluated if ref.kind == "evaluate" else ref.round > len(self.committed)
+            if ref.run == self.run.id and (awaited or opening.parameters):
+                found.update(opening.ready if self.gathering.offers else opening.cohort)
+        return found
 
     def due(self, number: int) -> bool:
         """Whether the model of that round is to be evaluated."""
@@ -109,73 +124,120 @@ class Driver:
         if self.task and not self.task.done():
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
-            await self.break_off()
-            await self.become("stopped", "by an operator")
+            self.task = asyncio.create_task(self.end("stopped", "by an operator"))
+            await self.task
 
-    async def break_off(self) -> None:
-        """Tell the clients of a round that was under way what became of it."""
-        coordinator = self.coordinator
-        for live in self.untold:
-            live.close()
-        # A commit may have been under way too: the store knows.
-        self.committed = await coordinator.write(coordinator.store.rounds, self.run.id)
-        self.clients = await coordinator.write(coordinator.store.clients, self.run.id)
+    async def end(self, state: str, detail: str) -> None:
+        """End the run for good, and tell the clients of a round that was under way what became of it."""
+
+        async def ending() -> None:
+            for live in self.untold:
+                live.close()
+            await self.reread()
+            self.tell(lambda ref: ref.round <= len(self.committed))
+            await self.become(state, detail)
+
+        await patiently(self, ending)
+
+    async def reread(self) -> None:
+        """Learn from the store how far the run is: a commit may have been under way at its end."""
+        store, blobs, write = self.coordinator.store, self.coordinator.blobs, self.coordinator.write
+        self.committed = await write(store.rounds, self.run.id)
+        self.clients = await write(store.clients, self.run.id)
         self.rows = [round.row for round in self.committed]
-        self.tell(lambda ref: ref.round <= len(self.committed))
+        # Behind the close of a round that nobody waits for any more, and which would leave its blobs.
+        await self.coordinator.calculate(blobs.keep, self.run.id, self.addresses)
 
     def tell(self, counts: Callable[[Ref], bool]) -> None:
         """Announce the verdicts of the rounds that are over."""
         for live in self.untold:
             live.announce(counts(live.plan.ref))
         self.untold.clear()
+        point("verdicts.told")
 
     def verdict(self, ref: Ref, client: str) -> Verdict | None:
         """Return what became of a client's training, by the committed rounds; None while it is open."""
         known = self.clients.get(client, Known())
         if (known.round, known.attempt) == (ref.round, ref.attempt):
             return Verdict("folded")
-        over = ref.round <= len(self.committed) or self.run.state != "running"
-        return Verdict("late") if over else None
+        if self.run.state == "running":
+            awaited = self.workers.awaits(ref, client) if self.workers else ref.round > len(self.committed)
+            if awaited or not self.begun:
+                return None
+        return Verdict("late")
+
+    async def pause(self, reason: str, seconds: float) -> None:
+        """Leave what is under way as it is on the disk, and wait."""
+        self.say(reason, paused=True)
+        for live in self.untold:
+            await leave(live)
+        self.untold.clear()
+        await asyncio.sleep(seconds)
 
     async def become(self, state: str, detail: str = "") -> None:
         """Record and announce the run's state."""
         await self.coordinator.write(self.coordinator.store.set_state, self.run.id, state, detail)
         await self.coordinator.calculate(self.coordinator.journals.clear, self.run.id)
-        self.run = replace(self.run, state=state, detail=detail)
+        self.coordinator.registry.release(self.run.id)
+        self.coordinator.resumed(self.run.id)
+        self.run, self.paused = replace(self.run, state=state, detail=detail), False
         log.info("run %s", state, extra={"run": self.run.id, "detail": detail})
         self.changed.send()
+        if self.workers:
+            self.workers.dismiss()
+            await self.tidy()
 
-    def say(self, detail: str) -> None:
+    def say(self, detail: str, paused: bool = False) -> None:
         """Announce what the run waits for, without recording it."""
-        if detail != self.run.detail:
-            self.run = replace(self.run, detail=detail)
+        if (detail, paused) != (self.run.detail, self.paused):
+            self.run, self.paused = replace(self.run, detail=detail), paused
             self.changed.send()
 
     async def drive(self) -> None:
-        """Run all rounds that are left."""
+        """Run all rounds that are left; trouble with disk or database is waited out."""
         try:
-            state = await self.coordinator.calculate(self.restore)
-            if self.unevaluated:
-                await self.conclude(state.round)
-            while state.round < self.run.spec.run.rounds:
-                state = await self.train(state)
-                await self.conclude(state.round)
-            await self.become("finished")
+            await patiently(self, self.rounds)
         except FedcoreError as error:
-            await self.break_off()
-            await self.become("failed", str(error))
+            await self.end("failed", str(error))
         except Exception as error:
             log.exception("run failed", extra={"run": self.run.id})
-            await self.break_off()
-            await self.become("failed", f"{type(error).__name__}: {error}; the coordinator's log has more")
+            await self.end("failed", f"{type(error).__name__}: {error}; the coordinator's log has more")
+
+    async def rounds(self) -> None:
+        """Run all rounds that are left, from wherever the store says the run is."""
+        self.workers, self.begun = await self.coordinator.calculate(workers_of, self), True
+        await self.reread()
+        state = await self.coordinator.calculate(self.restore)
+        openings = await self.coordinator.calculate(self.coordinator.journals.openings)
+        begun = {opening.ref for opening in openings if opening.ref.run == self.run.id}
+        self.coordinator.resuming |= begun
+        await self.gathering.regain(self.engaged(openings))
+        further = any(ref.kind == "train" and ref.round > state.round for ref in begun)
+        spec, ending = self.run.spec, ""
+        try:
+            if self.workers:
+                await self.workers.resume(state)
+                self.coordinator.resumed(self.run.id)
+            if self.unevaluated and not further:  # otherwise its evaluation came to nothing
+                self.rows.pop()
+                await self.conclude(state.round)
+            while state.round < spec.run.rounds and not (ending := stopped_early(spec.evaluation, self.rows)):
+                state = await (self.workers.step(state) if self.workers else self.train(state))
+                await self.conclude(state.round)
+        finally:
+            if self.workers:
+                await self.workers.leave()
+        await self.become("finished", ending)
 
     def restore(self) -> State:
         """Return the state that the last committed round left."""
         blobs = self.coordinator.blobs
+        for address in self.addresses:
+            blobs.verify(address)
         _ = self.spent  # here rather than amid the first round: an accountant takes a second to begin
         parameters = blobs.parameters(self.address, self.run.layout, self.extra)
         if not self.committed:
-            return initial_state(self.strategy, parameters)
+            return initial_state(self.strategy, parameters, lambda _, *what: mapped(blobs.folder, *what))
         last = self.committed[-1]
         memory = {client: known.memory for client, known in self.clients.items() if known.memory}
         return State(last.round, parameters, blobs.load_state(last.vectors), memory)
@@ -183,51 +245,74 @@ class Driver:
     async def train(self, state: State) -> State:
         """Play one round until it succeeds or has to be skipped, commit it, and tell its clients."""
         started, ref, certificate = time.perf_counter(), Ref(self.run.id, state.round + 1, 0, "train"), b""
-        journal = await self.resumed(ref.round, "train")
+        journal, beside = await self.resumed(ref.round, "train"), await self.resumed(ref.round, "root")
         while True:
             if journal:
                 ref, certificate = journal.opening.ref, journal.opening.certificate
-                ready: Sequence[str] = journal.opening.ready
-                plans = [self.plan(ref, journal.opening.cohort, ready, state)]
+            # The end may have come between the two, or between the removals of an earlier attempt's.
+            if journal and (not self.rooted or (beside and beside.opening.ref.attempt == ref.attempt)):
+                ready, clients = journal.opening.ready, journal.opening.cohort
+                trusted = beside.opening.cohort if beside else ()
             else:
-                ready = await self.gather()
-                plans = self.plans(ref, ready, state)
-            live, *root = await self.play(ready, *plans, journal=journal, certificate=certificate)
-            lacks = self.lacks(live, *root)
+                journal = beside = None
+                ready, trusted = map(tuple, await self.gather(self.rooted))
+                clients = self.cohort(ref, ready, state.memory)
+            work = [(self.plan(ref, clients, ready, state), journal)]
+            if self.rooted:
+                root_ref = replace(ref, kind="root")
+                work.append((replace(work[0][0], ref=root_ref, cohort=trusted, goal=1, minimum=1), beside))
+            live, *root = await play(self, ready, *work, certificate=certificate)
+            self.coordinator.resumed(self.run.id)
+            point("round.closed")
+            lacks = lacking(live, *root)
+            if lacks:  # clients may have found the blob's bytes wrong
+                await self.coordinator.calculate(self.coordinator.blobs.verify, self.address)
             if lacks and (live.certificate or not live.spent):
                 self.tell(lambda _: False)
                 certificate += live.certificate
-                ref, journal = replace(ref, attempt=ref.attempt + 1), None
+                ref, journal, beside = replace(ref, attempt=ref.attempt + 1), None, None
                 self.say(f"round {ref.round}: attempt {ref.attempt} had {lacks}")
-                await asyncio.sleep(min(30.0, 0.1 * 2**ref.attempt))
+                await asyncio.sleep(back_off(ref.attempt))
                 continue
-            finish = self.skip if lacks else self.close
-            state, committed, news = await self.coordinator.calculate(finish, live, root, state, ready)
+            what = (skip, self, live, state) if lacks else (close, self, live.round, state)
+            rest = () if lacks else tuple(trusted.round for trusted in root)
+            state, committed = await self.coordinator.calculate(*what, *rest)
             # A private round takes its deadline; how much longer would tell how many updates were added.
-            seconds = time.perf_counter() - started
-            if self.spent:
-                committed.row["epsilon"] = self.spent[state.round - 1]
-            committed.row["seconds"] = live.plan.deadline if live.plan.timed else seconds
-            await self.coordinator.write(self.commit, committed, news)
-            self.committed.append(committed)
-            self.clients.update(news)
+            seconds = live.plan.deadline if live.plan.timed else time.perf_counter() - started
+            known = news(self.clients, dict.fromkeys(live.round.folded, ref), state.memory, ready)
+            await self.commit(committed, known, participants(live, *root), seconds)
             self.tell(lambda _: True)
-            log.info("round committed", extra={"run": self.run.id, **committed.row})
+            await self.tidy(live, *root)
             return state
 
-    async def resumed(self, round: int, kind: Work) -> Journal | None:
-        """Return the attempt at secure aggregation that was under way when the coordinator ended, if any."""
-        if self.run.spec.encryption.updates != "secagg":
-            return None
-        return await self.coordinator.calculate(self.coordinator.journals.resume, self.run.id, round, kind)
+    async def commit(
+        self,
+        committed: Committed,
+        known: Mapping[str, Known],
+        participants: Sequence[Participant],
+        seconds: float,
+    ) -> None:
+        """Record a round for good, with what is new of clients; its clients are told next, then `tidy`."""
+        if self.spent:
+            committed.row["epsilon"] = self.spent[committed.round - 1]
+        committed.row["seconds"] = seconds
+        write, store = self.coordinator.write, self.coordinator.store
+        point("round.commit.before")
+        await write(store.commit_round, self.run.id, committed, known, participants)
+        point("round.commit.after")
+        self.committed.append(committed)
+        self.clients.update(known)
+        log.info("round committed", extra={"run": self.run.id, **committed.row})
 
-    def plans(self, ref: Ref, ready: Sequence[str], state: State) -> list[Plan]:
-        """Plan a round of training, and beside it, where the aggregator asks, one on the evaluator's data."""
-        plan = self.plan(ref, self.cohort(ref, ready, state.memory), ready, state)
-        if not self.rooted:
-            return [plan]
-        root, trusted = replace(ref, kind="root"), tuple(self.evaluators()[:1])
-        return [plan, replace(plan, ref=root, cohort=trusted, goal=1, minimum=1)]
+    async def tidy(self, *lives: Live) -> None:
+        """Let go of what a round has replaced, and of the files of attempts that are over."""
+        await self.coordinator.write(self.coordinator.blobs.keep, self.run.id, self.addresses)
+        for live in lives:
+            await self.coordinator.calculate(remove, live.journal.folder)
+
+    async def resumed(self, round: int, kind: Work) -> Journal | None:
+        """Return the attempt at a piece of work that was under way when the coordinator ended, if any was."""
+        return await self.coordinator.calculate(self.coordinator.journals.resume, self.run.id, round, kind)
 
     def plan(self, ref: Ref, clients: tuple[str, ...], ready: Sequence[str], state: State) -> Plan:
         """Plan a round of training for a cohort that was drawn among those who were ready."""
@@ -244,181 +329,24 @@ class Driver:
         """Return 256 new bits that nothing else knows or keeps; None where the run promises no privacy."""
         return None if self.strategy.privacy == OFF else secrets.randbits(256)
 
-    def lacks(self, live: Live, *root: Live) -> str:
-        """Return what an attempt lacks to make a round, "" where it lacks nothing."""
-        if live.lacks:
-            return live.lacks
-        said = [verdict.reason for trusted in root for verdict in trusted.round.verdicts.values()]
-        enough = all(trusted.round.sufficient for trusted in root)
-        return "" if enough else f"no update from the evaluator: {said[0] or 'it was late'}"
-
-    def close(
-        self, live: Live, root: list[Live], state: State, ready: Sequence[str]
-    ) -> tuple[State, Committed, dict[str, Known]]:
-        """Aggregate a closed round into a new parameter blob (on the compute thread)."""
-        blobs, spec = self.coordinator.blobs, self.run.spec
-        if root:
-            live.round.root = root[0].round.rows.packed()["delta"][0]
-        path, draft = blobs.draft(self.address, self.run.layout, self.extra)
-        after = advance(self.strategy, live.round, state, spec.run.seed, lambda _: draft, self.entropy())
-        model = draft.digest if self.extra else ""
-        blob = blobs.adopt(path)
-        vectors = blobs.save_state(after.vectors)
-        row = {"round": after.round, **tally(live.round)}
-        committed = Committed(after.round, blob.sha256, model or blob.sha256, vectors, row)
-        return after, committed, self.news(live, after.memory, ready)
-
-    def skip(
-        self, live: Live, root: list[Live], state: State, ready: Sequence[str]
-    ) -> tuple[State, Committed, dict[str, Known]]:
-        """Leave out a round that clients would not enter again: the model stays (on the compute thread)."""
-        blobs, number = self.coordinator.blobs, state.round + 1
-        blobs.hold(self.address)
-        refused = sum(verdict.status == "refused" for verdict in live.round.verdicts.values())
-        row: dict[str, float] = {"round": number, "skipped": 1, "folded": 0, "refused": refused}
-        vectors = blobs.save_state(state.vectors)
-        committed = Committed(number, self.address, self.model.sha256, vectors, row)
-        log.warning("round skipped", extra={"ref": live.plan.ref, "reason": live.lacks})
-        return replace(state, round=number), committed, self.news(live, state.memory, ready)
-
-    def news(self, live: Live, memory: Memory, ready: Sequence[str]) -> dict[str, Known]:
-        """Return what a round changes in what is known of clients."""
-        ref, folded, news = live.plan.ref, set(live.round.folded), dict[str, Known]()
-        for client in self.clients.keys() | set(ready):
-            before = self.clients.get(client, Known())
-            last = (ref.round, ref.attempt) if client in folded else (before.round, before.attempt)
-            after = Known(*last, memory.get(client, {}))
-            if client not in self.clients or after != before:
-                news[client] = after
-        return news
-
-    def commit(self, committed: Committed, news: Mapping[str, Known]) -> None:
-        """Record a round, then let go of what it replaces (on the writer thread)."""
-        before = [self.address, *(round.vectors for round in self.committed[-1:] if round.vectors)]
-        self.coordinator.store.commit_round(self.run.id, committed, news)
-        for address in before:
-            self.coordinator.blobs.release(address)
-
     async def conclude(self, number: int) -> None:
         """Evaluate a committed round if it is time, and tell of it."""
         if self.due(number):
-            await self.evaluate(number)
+            await evaluate(self, number)
         self.rows.append(self.committed[-1].row)
         self.changed.send()
-
-    async def evaluate(self, number: int) -> None:
-        """Test the new model where the spec says."""
-        spec, ref = self.run.spec, Ref(self.run.id, number, 0, "evaluate")
-        journal = await self.resumed(number, "evaluate")
-        if spec.evaluation.where == "holdout":
-            ready: Sequence[str] = self.evaluators()[:1]
-            clients = tuple(ready)
-        elif journal:
-            clients, ready = journal.opening.cohort, journal.opening.ready
-        else:
-            ready = await self.gather()
-            clients = self.cohort(ref, ready, {})
-        secret = self.offers and spec.evaluation.where == "clients"
-        if not clients and not secret:  # a secret cohort may be empty, and nobody may know
-            log.warning("no evaluator is connected; this round is not evaluated", extra={"ref": ref})
-            return
-        (live,) = await self.play(ready, evaluate_plan(spec, ref, clients, self.run.metrics), journal=journal)
-        self.tell(lambda _: True)
-        if live.lacks:
-            log.warning("this round is not evaluated", extra={"ref": ref, "reason": live.lacks})
-            return
-        privacy = OFF if spec.evaluation.where == "holdout" else self.strategy.privacy
-        means = metrics(live.round, privacy, self.entropy())
-        await self.coordinator.write(self.coordinator.store.add_metrics, self.run.id, number, means)
-        self.committed[-1].row.update(means)
-
-    async def play(
-        self, ready: Sequence[str], *plans: Plan, journal: Journal | None = None, certificate: bytes = b""
-    ) -> list[Live]:
-        """Play one attempt from assignments to close; more than one plan goes on side by side.
-
-        ready: those among whom a cohort was drawn. One that is secret keeps all of them from other runs,
-        which would otherwise see, by whom they can have, who is in it. journal, certificate: of secure
-        aggregation, an attempt to go on with, and why another one may follow those before.
-        """
-        coordinator, ref = self.coordinator, plans[0].ref
-        cohorts = [client for plan in plans for client in plan.cohort]
-        # Before anything is awaited: until now, the clients were free for every run.
-        coordinator.registry.lease(ref.run, ready if plans[0].timed else cohorts)
-        self.say(f"round {ref.round}: {ref.kind} with {_size(plans[0])} clients")
-        try:
-            return await asyncio.gather(*(self._play(plan, ready, journal, certificate) for plan in plans))
-        finally:
-            coordinator.registry.release(ref.run)
-
-    async def _play(
-        self, plan: Plan, ready: Sequence[str], journal: Journal | None, certificate: bytes
-    ) -> Live:
-        coordinator, assign = self.coordinator, self.assignment(plan)
-        opening = Opening(plan.ref, plan.cohort, tuple(ready), certificate)
-        live = await coordinator.calculate(open_round, coordinator, self.run, plan, assign, opening, journal)
-        self.untold.append(live)
-        coordinator.live[plan.ref] = live
-        try:
-            await live.play()
-        finally:
-            del coordinator.live[plan.ref]
-        return live
-
-    def assignment(self, plan: Plan) -> Assign:
-        """Return what makes a client's assignment of the plan, given the seconds that are left."""
-        run, blob = self.run, Blob(self.address, self.run.layout.blob_size(self.extra))
-
-        def make(client: str, left: float) -> Assignment:
-            known = self.clients.get(client, Known())
-            folded = Ref(run.id, known.round, known.attempt, "train") if known.round else None
-            what, size = (run.task, run.digest, run.spec, run.layout.digest, blob), _size(plan)
-            return Assignment(plan.ref, *what, size, left, folded, plan.clip)
-
-        return make
-
-    def offer(self) -> Assignment:
-        """Return the question whether a device takes part in the run, at the price of all its rounds."""
-        spec, ref = self.run.spec.cohort, Ref(self.run.id, 1, 0, "offer")
-        plan = Plan(ref, (), 0, 0, spec.deadline, {}, {}, expected=float(spec.size), timed=True)
-        return self.assignment(plan)("", spec.deadline)
 
     @property
     def rooted(self) -> bool:
         """Whether a round needs an update from data that the server trusts, which an evaluator holds."""
         return self.strategy.aggregator.anchor == "root"
 
-    def evaluators(self) -> list[str]:
-        """Return the evaluators that are free for this run, by name."""
-        return self.coordinator.registry.eligible(self.run.id, self.run.task, self.run.digest, evaluator=True)
-
-    async def gather(self) -> list[str]:
-        """Wait for enough clients and return all that are eligible, by name.
-
-        Enough are as many as a round asks, once all have answered that were offered the run; or the minimum,
-        once nobody has come, gone or answered for a tenth of the deadline. An evaluator is waited for where
-        rounds need one.
-        """
-        spec, registry, task = self.run.spec.cohort, self.coordinator.registry, self.run.task
-        while True:
-            changed = registry.changed.next
-            ready = registry.eligible(self.run.id, task, self.run.digest)
-            quiet, asking = registry.quiet, False
-            if self.offers:
-                ready = self.offers.willing(ready, self.offer())
-                quiet, asking = min(quiet, self.offers.quiet), bool(self.offers.open)
-            rooted = bool(self.evaluators()) or not self.rooted
-            patience = GRACE * spec.deadline - quiet if len(ready) >= spec.fewest else None
-            all_here = len(ready) >= spec.asked and not asking
-            if rooted and (all_here or (patience is not None and patience <= 0)):
-                return ready
-            lacking = f"clients with task {task}: {len(ready)} of {spec.asked}"
-            self.say(f"waiting for {lacking if rooted else f'an evaluator with task {task} and its root()'}")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(patience if rooted else None):
-                    await changed.wait()
+    async def gather(self, rooted: bool = False, apart: Collection[str] = ()) -> tuple[list[str], list[str]]:
+        """Wait for the clients of a round, and for an evaluator where it is rooted; return both."""
+        spec = self.run.spec.cohort
+        return await self.gathering.gather(spec.asked, spec.fewest, rooted, apart)
 
 
-def _size(plan: Plan) -> int:
-    """Return how many clients are asked, of a cohort that is secret how many on average."""
-    return round(plan.expected) if plan.timed else len(plan.cohort)
+def back_off(attempt: int) -> float:
+    """Return the seconds before another attempt, from 1, at a round: they double, up to half a minute."""
+    return min(30.0, 0.1 * 2.0 ** min(attempt, 16))

@@ -6,27 +6,37 @@ nobody reads is `fedcore.server.secure`.
 
 import asyncio
 import logging
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.errors import ProtocolError, UpdateRefused
+from fedcore.errors import UpdateRefused
+from fedcore.faults import point
 from fedcore.layout import Layout
 from fedcore.messages import Assignment, Outcome, Plan, Update, UploadHead, Verdict
+from fedcore.server.admission import Refused
+from fedcore.server.journal import Accepted, Journal
+from fedcore.server.pausing import reason
 from fedcore.server.registry import Registry
 from fedcore.server.sealed import Vault
+from fedcore.server.uploads import alone, check_head, check_hidden, end
 from fedcore.strategies.rounds import Round, fold
+from fedcore.strategies.terms import check
+from fedcore.wire.chunks import holds
 
 log = logging.getLogger("fedcore.server")
 
 GRACE = 0.1  # of the deadline: how long a client that lost its connection is waited for
+RETURN = 60.0  # seconds, if that is more, after a restart: agents seek the coordinator every 30 s or sooner
+OVER = b"over"  # the record of an attempt that was given up
 
 
 class Absences:
@@ -57,7 +67,9 @@ class LiveRound:
     """One attempt at a round, from its assignments to its close.
 
     Its event loop part keeps the books; checking and adding runs on the compute thread, one update at a
-    time, over files that are mapped into memory. Of the two, only `__init__` blocks.
+    time, over files that are mapped into memory. What is acknowledged is in the journal first, and stays
+    there until the round is committed, so that a restarted coordinator goes on with it: it folds what it has
+    again, which gives the same sums in any order, and gives the others the whole deadline anew.
     """
 
     spent, certificate = False, b""  # clients may be asked again without a reason; see `SecureRound`
@@ -68,30 +80,48 @@ class LiveRound:
         layout: Layout,
         registry: Registry,
         compute: Executor,
-        spool: Path,
+        refused: Refused,
+        journal: Journal,
         assignment: Callable[[str, float], Assignment],
         vault: Vault | None = None,
+        moved: Callable[[], None] | None = None,
     ) -> None:
-        """Open the round, with sums, rows and uploads in `spool`.
+        """Open the round, or go on where the journal's records end. It blocks, so it belongs off the loop.
 
-        assignment: makes the work of a client, given the seconds that are left. vault: where updates come
-        sealed.
+        refused: is told of updates that do not count. assignment: makes the work of a client, given the
+        seconds that are left. vault: where updates come
+        sealed; they are folded when the round has closed. moved: where updates are only judged, to be folded
+        by others (see `update`); called whenever one more client is settled.
         """
         self.plan, self.layout, self.assignment = plan, layout, assignment
-        self.registry, self.compute, self.spool, self.vault = registry, compute, spool, vault
-        self.round = Round(plan, self._zeros, self._space)
-        self.taken: set[str] = set()  # their upload is under way or being folded
-        self.returned: set[str] = set()  # they came back while it was
+        self.registry, self.compute, self.journal, self.vault = registry, compute, journal, vault
+        self.refused, self.moved = refused, moved
+        # By the folder, not by a method: a cycle would hold the space of the files until it is collected.
+        self.round = Round(plan, lambda _, *what: mapped(journal.folder, *what))
+        self.accepted: dict[str, Accepted] = {}
+        self.taken: dict[str, asyncio.Timeout] = {}  # uploads that are under way
+        self.returned: set[str] = set()  # they came back while theirs was
         self.absences = Absences()
-        self.folding: set[asyncio.Task[None]] = set()
+        self.pending: set[asyncio.Task[None]] = set()  # updates that are being noted or judged
         self.progress = asyncio.Event()
+        self.failure: BaseException | None = None
+        self._restore()
         self.started = time.monotonic()
 
-    def _zeros(self, name: str, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        return self._space(name, (length,), dtype)
-
-    def _space(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        return mapped(self.spool, shape, dtype)
+    def _restore(self) -> None:
+        """Judge once more what was accepted before the coordinator ended."""
+        if OVER in self.journal.records:
+            self.round.close()
+            return
+        for accepted in map(Accepted.of_bytes, self.journal.records):
+            client = accepted.client
+            if client not in self.round.waiting:
+                continue
+            if holds(self.journal.update(client), accepted.head.payload):
+                self.accepted[client] = accepted
+                self._settle(client, self._judge(client))
+            else:
+                log.warning("update damaged", extra={"client": client, "ref": self.plan.ref})
 
     @property
     def left(self) -> float:
@@ -109,105 +139,179 @@ class LiveRound:
         return "" if self.round.sufficient else f"{len(self.round.folded)} updates"
 
     async def play(self) -> None:
-        """Hand out the work, wait for the goal, the deadline or the last client, and close."""
-        try:
-            await self._collect()
-            self.close()
-            if self.vault:
-                await asyncio.get_running_loop().run_in_executor(self.compute, self.vault.fold, self.round)
-        finally:
-            if self.vault:
-                self.compute.submit(self.vault.clear)
+        """Hand out the work, wait for the goal, the deadline or the last client, and close.
+
+        Raises what `fail` was told.
+        """
+        await self._collect()
+        self.close()
+        await asyncio.get_running_loop().run_in_executor(self.compute, self._finish)
+
+    def _finish(self) -> None:
+        if self.moved:
+            return
+        if not self.round.sufficient:  # of which clients are told
+            self.journal.note(OVER)
+        elif self.vault:
+            for client in self.round.folded:
+                fold(self.round, client, self.update(client))
 
     async def _collect(self) -> None:
+        grace = GRACE * self.plan.deadline
         for client in self.plan.cohort:
-            if not self.registry.send(client, self.assignment(client, self.left)):
-                self.depart(client)
-        while not self.round.done and self.left > 0:
+            if self._awaited(client) and not self.registry.send(client, self.assignment(client, self.left)):
+                self.depart(client, max(grace, RETURN) if self.journal.resumed else grace)
+        while not self.round.closed and not self.round.done and self.left > 0 and not self.failure:
             self.progress.clear()
             try:
                 async with asyncio.timeout(self.left):  # wait_for may lose a cancellation on Python 3.11
                     await self.progress.wait()
             except TimeoutError:
                 log.warning("deadline reached", extra={"ref": self.plan.ref, "in": len(self.round.folded)})
-        while self.folding:
-            await asyncio.gather(*self.folding)
+        while self.pending:
+            await asyncio.gather(*self.pending)
+        if self.failure:
+            raise self.failure
+
+    def bytes_of(self, client: str) -> int:
+        """Return the size of a client's update, 0 where none was accepted."""
+        return self.accepted[client].head.payload.size if client in self.accepted else 0
+
+    def fail(self, error: BaseException) -> None:
+        """Have `play` raise an error: the disk or the database is in the way."""
+        self.failure = error
+        self.progress.set()
 
     def close(self) -> None:
         """Take no more updates."""
         self.round.close()
-        self.progress.set()
+        self._move()
         self.absences.clear()
+        end(self.taken)
 
-    def take(self, client: str, head: UploadHead) -> Path:
-        """Begin a client's upload, and return where it is to lie.
+    def _move(self) -> None:
+        self.progress.set()
+        if self.moved:
+            self.moved()
+
+    def received(self, client: str, head: UploadHead) -> bool:
+        """Tell whether this very update of a client has been acknowledged, or would have been."""
+        return client in self.accepted and self.accepted[client].head.payload == head.payload
+
+    def take(self, client: str, head: UploadHead, scope: asyncio.Timeout) -> Path:
+        """Begin a client's upload, and return where it is to lie; `scope` ends it.
 
         Raises ProtocolError unless it has exactly the bytes that the plan asks for, before the first of them
-        is taken, and UpdateRefused unless it is awaited and the only one.
+        is taken, UpdateRefused unless it is awaited, and Interrupted unless it is the only one.
         """
         if self.vault:
             check_hidden(head, self.vault.size)
         else:
             check_head(self.plan, head)
         self.round.admit(client)
-        if client in self.taken:
-            raise UpdateRefused(f"another upload of {client} for {self.plan.ref} is under way")
-        self.taken.add(client)
-        return self.spool / uuid4().hex
+        if client in self.accepted:
+            raise UpdateRefused(f"{client} has answered {self.plan.ref} already")
+        alone(self.taken, client, self.plan)
+        self.taken[client] = scope
+        return self.journal.update(client)
 
     def drop(self, client: str) -> None:
-        """An upload has failed: wait for another one."""
-        self.taken.discard(client)
+        """An upload has ended: wait for another one, unless it was accepted."""
+        self.taken.pop(client, None)
         if client not in self.registry.sessions:
             self.depart(client)
         elif client in self.returned:
             self.rejoin(client)
 
-    async def accept(self, client: str, head: UploadHead, path: Path) -> None:
-        """Check an upload that is on disk and add it, on the compute thread; the file goes."""
-        self.round.seconds[client] = self.plan.deadline - self.left
-        task = asyncio.ensure_future(self._fold(client, head, path))
-        self.folding.add(task)
-        task.add_done_callback(self.folding.discard)
+    async def accept(self, client: str, head: UploadHead) -> None:
+        """Note an update that is on disk, by which it counts; it is judged on the compute thread later.
 
-    async def _fold(self, client: str, head: UploadHead, path: Path) -> None:
-        loop = asyncio.get_running_loop()
+        Once begun that is finished before this returns, whatever becomes of the caller: who reads the journal
+        next must find it. Raises UpdateRefused where the round has closed.
+        """
+        if self.closed:
+            raise UpdateRefused(f"{self.plan.ref} has closed")
+        noting = self._begin(self._note(Accepted(client, head, self.plan.deadline - self.left)))
         try:
-            verdict = await loop.run_in_executor(self.compute, self._fold_file, client, head, path)
-        except Exception:
+            await asyncio.shield(noting)
+        finally:
+            await asyncio.wait([noting])
+
+    def _begin(self, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(step)
+        self.pending.add(task)
+        task.add_done_callback(self.pending.discard)
+        return task
+
+    async def _note(self, accepted: Accepted) -> None:
+        await asyncio.to_thread(self.journal.note, accepted.to_bytes())
+        if accepted.client not in self.accepted:  # its caller may have come again meanwhile
+            self.accepted[accepted.client] = accepted
+            self._begin(self._fold(accepted.client))
+
+    async def _fold(self, client: str) -> None:
+        try:
+            verdict = await asyncio.get_running_loop().run_in_executor(self.compute, self._judge, client)
+            point("round.folded")
+        except Exception as error:
+            if reason(error):
+                self.fail(error)
+                return
             log.exception("an update could not be folded", extra={"client": client, "ref": self.plan.ref})
             verdict = Verdict("refused", "the coordinator could not read the update")
+        else:
+            if verdict.status == "refused":
+                self.refused(client, verdict.reason, True)
+        self._settle(client, verdict)
+        self._move()
+
+    def _settle(self, client: str, verdict: Verdict) -> None:
         if verdict.status == "refused":
             log.warning("update refused", extra={"client": client, "reason": verdict.reason})
-        self.taken.discard(client)
+        self.round.seconds[client] = self.accepted[client].seconds
         self.round.settle(client, verdict)
-        self.progress.set()
 
-    def _fold_file(self, client: str, head: UploadHead, path: Path) -> Verdict:
+    # What follows runs on the compute thread.
+
+    def _judge(self, client: str) -> Verdict:
+        try:
+            update = self.update(client)
+            if not self.vault and not self.moved:
+                return fold(self.round, client, update)
+            check(self.plan, update)
+        except UpdateRefused as error:
+            return Verdict("refused", str(error))
+        return Verdict("folded")
+
+    def update(self, client: str) -> Update:
+        """Return an accepted update, mapped into memory; raises UpdateRefused where it does not open."""
+        path, head = self.journal.update(client), self.accepted[client].head
         if self.vault:
-            return self.vault.take(client, path)
+            return self.vault.opened(client, path)
         flat = np.memmap(path, self.layout.dtype, mode="r") if head.payload.size else np.zeros(0)
-        path.unlink()
         vectors, start = {}, 0
         for name, length in head.vectors:
             vectors[name] = flat[start : start + length]
             start += length
-        return fold(self.round, client, Update(vectors, head.scalars))
+        return Update(vectors, head.scalars)
 
-    def depart(self, client: str) -> None:
+    # What follows is called on the event loop, by whoever hears of clients.
+
+    def depart(self, client: str, seconds: float | None = None) -> None:
         """A client's connection is gone: lose it unless it is back within the grace."""
         if self._awaited(client):
-            self.absences.begin(client, GRACE * self.plan.deadline, self.lose)
+            grace = GRACE * self.plan.deadline if seconds is None else seconds
+            self.absences.begin(client, grace, self.lose)
 
     def _awaited(self, client: str) -> bool:
-        return client in self.round.waiting and not self.round.closed
+        return client in self.round.waiting and not self.round.closed and client not in self.accepted
 
     def lose(self, client: str, reason: str) -> None:
         """Go on without a client, unless its update is here or on its way."""
         if self._awaited(client) and client not in self.taken:
             log.warning("client lost", extra={"client": client, "ref": self.plan.ref, "reason": reason})
             self.round.lose(client, reason)
-            self.progress.set()
+            self._move()
 
     def rejoin(self, client: str) -> None:
         """A client is back: hand it its work again if it has not answered."""
@@ -239,26 +343,6 @@ def mapped(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArra
     if 0 in shape:  # nothing to map
         return np.zeros(shape, dtype)
     with TemporaryFile(dir=folder) as file:
+        # Written to, a hole for which the disk has no room would end this process.
+        os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)
         return np.memmap(file, dtype, mode="w+", shape=shape)
-
-
-def check_head(plan: Plan, head: UploadHead) -> None:
-    """Raise ProtocolError unless an upload has the plan's vectors and exactly their bytes."""
-    expected = {name: spec.length for name, spec in plan.vectors.items()}
-    if dict(head.vectors) != expected:
-        raise ProtocolError(f"the update has vectors {dict(head.vectors)}, expected {expected}")
-    check_size(head, sum(spec.length * spec.dtype.itemsize for spec in plan.vectors.values()))
-
-
-def check_hidden(head: UploadHead, size: int) -> None:
-    """Raise ProtocolError unless an upload has so many bytes, and its head tells of nothing in them."""
-    if head.vectors or head.scalars:
-        told = sorted([*dict(head.vectors), *head.scalars])
-        raise ProtocolError(f"the head of an encrypted update tells of {told}, expected nothing")
-    check_size(head, size)
-
-
-def check_size(head: UploadHead, size: int) -> None:
-    """Raise ProtocolError unless an upload has so many bytes."""
-    if head.payload.size != size:
-        raise ProtocolError(f"the payload has {head.payload.size} bytes, expected {size}")

@@ -9,7 +9,9 @@ from fedcore.errors import ProtocolError, SpecError
 from fedcore.server.coordinator import Coordinator, check
 from fedcore.server.driver import Driver
 from fedcore.server.service import receive_file, refusing, stream_file
+from fedcore.server.store import Conduct
 from fedcore.wire import codec
+from fedcore.wire.chunks import Incoming
 from fedcore.wire.codec import to_wire
 from fedcore.wire.v1 import coordinator_pb2 as pb
 from fedcore.wire.v1.coordinator_pb2_grpc import OperatorServicer
@@ -24,16 +26,21 @@ class OperatorService(OperatorServicer):
 
     async def Submit(self, parts: AsyncIterator[pb.SubmitPart], context: Context) -> pb.RunInfo:
         """Start a run from its spec, layout and initial parameters."""
-        await require(context, "operator")
+        operator = await require(context, "operator")
         async with refusing(context):
             first = await anext(parts, None)
             if first is None:
                 raise ProtocolError("a submission begins with its header")
             submission = await asyncio.to_thread(codec.submission, first)  # a layout may have megabytes
             await asyncio.to_thread(check, submission)
-            path = self.coordinator.blobs.new()
-            await receive_file(path, submission.parameters, parts)
-            run = await self.coordinator.submit(submission, path)
+            incoming = Incoming(self.coordinator.blobs.new(), submission.parameters)
+            try:
+                await receive_file(incoming, parts)
+            except BaseException:  # nobody will send the rest
+                await asyncio.to_thread(incoming.abandon)
+                raise
+            submitted = self.coordinator.submit(operator, submission, incoming.path)
+            run = await asyncio.shield(submitted)  # begun, it is finished, as `Stop` is
         return describe(self.coordinator.drivers[run.id])
 
     async def List(self, request: pb.ListRequest, context: Context) -> pb.RunList:
@@ -66,9 +73,10 @@ class OperatorService(OperatorServicer):
 
     async def Stop(self, request: pb.RunName, context: Context) -> pb.RunInfo:
         """End a run, keeping its committed rounds."""
-        await require(context, "operator")
+        operator = await require(context, "operator")
         async with refusing(context):
             driver = self.driver(request)
+            await self.coordinator.note(operator, "stop", driver.run.id)
         await asyncio.shield(driver.stop())  # begun, it is finished, whatever becomes of the caller
         return describe(driver)
 
@@ -79,6 +87,23 @@ class OperatorService(OperatorServicer):
             driver = self.driver(request)
             async for chunk in stream_file(self.coordinator.blobs, driver.address, driver.model.size):
                 yield chunk
+
+    async def Clients(self, request: pb.ClientsRequest, context: Context) -> pb.ClientList:
+        """Return every client that is connected, or of which something was refused, by name."""
+        await require(context, "operator")
+        admission, sessions = self.coordinator.admission, self.coordinator.registry.sessions
+        known = sorted({*sessions, *admission.conduct, *admission.refused})
+        return pb.ClientList(clients=[describe_client(self.coordinator, client) for client in known])
+
+    async def Lift(self, request: pb.ClientName, context: Context) -> pb.ClientInfo:
+        """Forget the offences of a client, which may work again then."""
+        operator, client = await require(context, "operator"), request.client
+        async with refusing(context):
+            if client not in self.coordinator.admission.conduct:
+                raise SpecError(f"no offence of a client {client!r} is known; see `fedcore clients list`")
+            await self.coordinator.note(operator, "lift", client)
+            await asyncio.shield(self.coordinator.lift(client))
+        return describe_client(self.coordinator, client)
 
     def driver(self, request: pb.RunName) -> Driver:
         """Return the run of that id, or of that unique name; raises SpecError."""
@@ -99,7 +124,7 @@ def describe(driver: Driver, since: int | None = None) -> pb.RunInfo:
     return pb.RunInfo(
         run=run.id,
         name=run.spec.run.name,
-        state=run.state,
+        state="paused" if driver.paused else run.state,
         detail=run.detail,
         round=len(driver.committed),
         rounds=run.spec.run.rounds,
@@ -107,4 +132,23 @@ def describe(driver: Driver, since: int | None = None) -> pb.RunInfo:
         parameters=to_wire(driver.model),
         metrics=rows,
         created=run.created,
+    )
+
+
+def describe_client(coordinator: Coordinator, client: str) -> pb.ClientInfo:
+    """Return what is told of a client."""
+    registry, admission = coordinator.registry, coordinator.admission
+    session, known = registry.sessions.get(client), admission.conduct.get(client, Conduct())
+    return pb.ClientInfo(
+        client=client,
+        connected=session is not None,
+        evaluator=session is not None and session.hello.evaluator,
+        labels=session.hello.labels if session else {},
+        run=registry.leases.get(client, ""),
+        refused=admission.refused[client],
+        reason=admission.reasons.get(client, ""),
+        offences=known.offences,
+        offence=known.reason,
+        offended=known.time,
+        quarantined=known.quarantined,
     )

@@ -25,10 +25,12 @@ from fedcore.crypto.identity import Identity
 from fedcore.crypto.secagg import Config, Failed, Server, Step
 from fedcore.crypto.trust import Trust
 from fedcore.errors import AuthenticationError, ProtocolError, UpdateRefused
-from fedcore.messages import Assignment, Plan, Secure, UploadHead, Verdict
+from fedcore.messages import Assignment, Blob, Plan, Secure, UploadHead, Verdict
+from fedcore.server.admission import Refused, is_offence
 from fedcore.server.journal import Journal
-from fedcore.server.live import GRACE, Absences, announce, check_hidden, mapped
+from fedcore.server.live import GRACE, Absences, announce, mapped
 from fedcore.server.registry import Registry
+from fedcore.server.uploads import alone, check_hidden, end
 from fedcore.strategies.rounds import Round
 from fedcore.strategies.words import Words, check_sum
 
@@ -53,7 +55,7 @@ class Report:
     step: Step
     unheard: frozenset[str]
     awaited: frozenset[str]
-    refused: Mapping[str, str]
+    refused: Mapping[str, Exception]
     told: Mapping[str, bytes] | None
 
 
@@ -68,6 +70,7 @@ class SecureRound:
         plan: Plan,
         registry: Registry,
         compute: Executor,
+        refused: Refused,
         assignment: Callable[[str, float], Assignment],
         journal: Journal,
         config: Config,
@@ -76,8 +79,8 @@ class SecureRound:
     ) -> None:
         """Open the round, or go on where the journal's records end. It blocks, so it belongs off the loop."""
         self.plan, self.config, self.assignment, self.journal = plan, config, assignment, journal
-        self.registry, self.compute = registry, compute
-        self.round = Round(plan, lambda _, length, dtype: mapped(journal.folder, (length,), dtype))
+        self.registry, self.compute, self.refused = registry, compute, refused
+        self.round = Round(plan, lambda _, shape, dtype: mapped(journal.folder, shape, dtype))
         self.lacks = ""
         try:
             self.server = Server.restored(
@@ -91,19 +94,21 @@ class SecureRound:
         self.told = {client: said for client in self.awaited if (said := self.server.message(client))}
         self.inbox = SimpleQueue[tuple[str, bytes | None]]()  # None: masked words are on disk
         self.unread: set[str] = set()  # who has a message in the inbox, one at most
-        self.taken: set[str] = set()  # their upload is under way
+        self.taken: dict[str, asyncio.Timeout] = {}  # uploads that are under way
+        self.acknowledged: dict[str, Blob] = {}
         self.gone: dict[str, str] = {}  # they are not waited for, and why
         self.refusals = 0
         self.added = False
         self.certificate = b""
         self.absences = Absences()
         self.progress = asyncio.Event()
+        self.failure: BaseException | None = None
         self.started = time.monotonic()
 
     def _find_words(self) -> None:
         """Take in masked words that were complete when the coordinator ended, before it could record them."""
         for client in sorted(self.server.waiting) if self.server.step is Step.MASK else ():
-            path = self.journal.words(client)
+            path = self.journal.update(client)
             if path.exists() and path.stat().st_size == self.plan.payload:
                 self.server.uploaded(client)
 
@@ -124,14 +129,12 @@ class SecureRound:
 
     async def play(self) -> None:
         """Hand out the work, run the protocol step by step, add up what is masked, and close."""
-        try:
-            for client in self.plan.cohort:
-                self.rejoin(client)
-                if client not in self.registry.sessions and not self.journal.resumed:
-                    self.depart(client)  # after a restart they have the time of the step to come back
-            await self._aggregate()
-        finally:
-            self.close()
+        for client in self.plan.cohort:
+            self.rejoin(client)
+            if client not in self.registry.sessions and not self.journal.resumed:
+                self.depart(client)  # after a restart they have the time of the step to come back
+        await self._aggregate()
+        self.close()
 
     async def _aggregate(self) -> None:
         try:
@@ -169,9 +172,9 @@ class SecureRound:
             expired = await self._wait(ends)
             report = await self._calculate(self._turn, frozenset(self.gone), expired)
             self.unread -= report.heard
-            for client, reason in report.refused.items():
-                self.refuse(client, reason)
-                self.gone[client] = reason
+            for client, error in report.refused.items():
+                self.gone[client] = str(error)
+                self.refuse(client, str(error), is_offence(error))
             self.awaited, told = report.awaited, report.told
         self.step, answered = report.step, awaited - len(report.unheard)
         facts = {"ref": self.plan.ref, "step": str(step), "answered": answered, "of": awaited}
@@ -187,6 +190,8 @@ class SecureRound:
     async def _wait(self, ends: float) -> bool:
         """Wait until there is something to do; return whether the step's time is over."""
         while (left := ends - time.monotonic()) > 0 and not self.unread and not self._heard_all():
+            if self.failure:
+                raise self.failure
             self.progress.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
@@ -210,7 +215,7 @@ class SecureRound:
 
     def _turn(self, gone: frozenset[str], expired: bool) -> Report:
         """Take in what has come by now, also while this thread was busy; end the step if it is over."""
-        server, heard, refused = self.server, set[str](), dict[str, str]()
+        server, heard, refused = self.server, set[str](), dict[str, Exception]()
         while not self.inbox.empty():
             client, message = self.inbox.get()
             heard.add(client)
@@ -221,7 +226,7 @@ class SecureRound:
                     else:
                         server.receive(client, message)
                 except (ProtocolError, AuthenticationError) as error:
-                    refused[client] = str(error)
+                    refused[client] = error
         unheard, timed = server.waiting, self.plan.timed and server.step is Step.ADVERTISE
         complete = self._full or not unheard - gone - refused.keys()
         told = self._end_step() if expired or (complete and not timed) else None
@@ -250,7 +255,7 @@ class SecureRound:
     def _add_words(self) -> None:
         """Add the masked words of all who are included."""
         for client in self.server.included:
-            raw = np.memmap(self.journal.words(client), np.uint8, mode="r")
+            raw = np.memmap(self.journal.update(client), np.uint8, mode="r")
             self.round.sums.add_words(Words.read(self.plan, raw))
         self.added = True
 
@@ -267,7 +272,7 @@ class SecureRound:
     def hear(self, client: str, message: bytes) -> None:
         """Take in a client's message of the protocol, or refuse it."""
         if client not in self.awaited or client in self.unread or self.step is Step.MASK:
-            self.refuse(client, f"a message is out of place in the step {self.step}")
+            self.refuse(client, f"a message is out of place in the step {self.step}", offence=False)
             return
         self._put(client, message)
 
@@ -276,38 +281,44 @@ class SecureRound:
         self.inbox.put((client, message))
         self.progress.set()
 
-    def refuse(self, client: str, reason: str) -> None:
+    def refuse(self, client: str, reason: str, offence: bool) -> None:
         """Note what was not taken from a client."""
+        self.refused(client, reason, offence)
         self.refusals += 1
         facts = {"client": client, "ref": self.plan.ref, "reason": reason, "refusals": self.refusals}
         log.warning("message refused", extra=facts)
 
-    def take(self, client: str, head: UploadHead) -> Path:
-        """Begin the upload of a client's masked words, and return where they are to lie.
+    def received(self, client: str, head: UploadHead) -> bool:
+        """Tell whether these very words have been acknowledged, or would have been."""
+        return self.acknowledged.get(client) == head.payload
 
-        Raises ProtocolError unless they have exactly the plan's size, and UpdateRefused unless they are
-        awaited and the only ones.
+    def take(self, client: str, head: UploadHead, scope: asyncio.Timeout) -> Path:
+        """Begin the upload of a client's masked words, and return where they are to lie; `scope` ends it.
+
+        Raises ProtocolError unless they have exactly the plan's size, UpdateRefused unless they are awaited,
+        and Interrupted unless they are the only ones.
         """
         check_hidden(head, self.plan.payload)
         if self.closed:
             raise UpdateRefused(f"{self.plan.ref} takes no masked words: it is at the step {self.step}")
         if client not in self.awaited or client in self.unread:
             raise UpdateRefused(f"no masked words of {client} are awaited in {self.plan.ref}")
-        if client in self.taken:
-            raise UpdateRefused(f"another upload of {client} for {self.plan.ref} is under way")
-        self.taken.add(client)
-        return self.journal.words(client)
+        alone(self.taken, client, self.plan)
+        self.taken[client] = scope
+        return self.journal.update(client)
 
     def drop(self, client: str) -> None:
-        """An upload has failed: wait for another one."""
-        self.taken.discard(client)
+        """An upload has ended: wait for another one, unless it was accepted."""
+        self.taken.pop(client, None)
         if client not in self.registry.sessions:
             self.depart(client)
 
-    async def accept(self, client: str, head: UploadHead, path: Path) -> None:
+    async def accept(self, client: str, head: UploadHead) -> None:
         """Take in masked words that have come, once they would survive a loss of power."""
-        await asyncio.to_thread(sync_file, path)
-        self.taken.discard(client)
+        await asyncio.to_thread(sync_file, self.journal.update(client))
+        if self.closed:
+            raise UpdateRefused(f"{self.plan.ref} takes no masked words any more")
+        self.acknowledged[client] = head.payload
         self._put(client, None)
 
     def depart(self, client: str) -> None:
@@ -317,7 +328,7 @@ class SecureRound:
 
     def lose(self, client: str, reason: str) -> None:
         """Wait for a client no longer, unless it comes back; what it has sent still counts."""
-        there = set(self.plan.cohort) - self.gone.keys() - self.taken
+        there = set(self.plan.cohort) - self.gone.keys() - self.taken.keys()
         if client in there and not self.round.closed:
             log.warning("client lost", extra={"client": client, "ref": self.plan.ref, "reason": reason})
             self.gone[client] = reason
@@ -327,11 +338,16 @@ class SecureRound:
         """A client is there, or back: hand it its work, or tell it again what it has not answered."""
         self.absences.end(client)
         self.gone.pop(client, None)
-        if client in self.awaited and client not in self.taken | self.unread:
+        if client in self.awaited and client not in self.taken.keys() | self.unread:
             if client in self.told:
                 self.registry.send(client, Secure(self.plan.ref, self.told[client]))
             elif self.step is Step.ADVERTISE:
                 self.registry.send(client, self.assignment(client, self.left))
+
+    def fail(self, error: BaseException) -> None:
+        """Have `play` raise an error: the disk is in the way."""
+        self.failure = error
+        self.progress.set()
 
     def close(self) -> None:
         """Take nothing more."""
@@ -339,6 +355,11 @@ class SecureRound:
             self.round.lose(client, reason)
         self.round.close()
         self.absences.clear()
+        end(self.taken)
+
+    def bytes_of(self, client: str) -> int:
+        """Return the size of a client's masked words, 0 where they were not added."""
+        return self.plan.payload if client in self.round.folded else 0
 
     def announce(self, counts: bool = True) -> None:
         """Tell every client of the cohort what became of its work; counts: whether the round stands."""

@@ -2,17 +2,22 @@
 
 import asyncio
 import logging
+import resource
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from fedcore.crypto.identity import Identity
 from fedcore.crypto.tls import server_credentials
 from fedcore.errors import ConfigError
+from fedcore.server.admission import Sparing
 from fedcore.server.coordinator import Coordinator
 from fedcore.server.denied import follow
 from fedcore.server.operator import OperatorService
 from fedcore.server.service import AgentService
 from fedcore.wire import grpc
+from fedcore.wire.chunks import reuse_buffers
+from fedcore.wire.lenient import Lenient
 from fedcore.wire.renewal import keep_renewed
 from fedcore.wire.v1.coordinator_pb2_grpc import (
     add_CoordinatorServicer_to_server,
@@ -21,10 +26,15 @@ from fedcore.wire.v1.coordinator_pb2_grpc import (
 
 log = logging.getLogger("fedcore.server")
 
+FILES = 4096  # a connection each; uploads, sums and blobs that are mapped
 STOP_GRACE = 1.0  # seconds that calls in progress get
 OPTIONS = (
     ("grpc.max_receive_message_length", 4 * 2**20),
     ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.max_concurrent_streams", 64),
+    # A window that grows with the line's speed takes 10 MB a client, also of those that wait for a place.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 256 * 1024),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -37,7 +47,7 @@ OPTIONS = (
 
 async def start_server(coordinator: Coordinator, listen: str) -> tuple[grpc.aio.Server, int]:
     """Return a started server and its port; raises ConfigError where the address cannot be had."""
-    server = grpc.aio.server(interceptors=[coordinator.denied], options=OPTIONS)
+    server = grpc.aio.server(interceptors=[Lenient(), coordinator.denied], options=OPTIONS)
     add_CoordinatorServicer_to_server(AgentService(coordinator), server)
     add_OperatorServicer_to_server(OperatorService(coordinator), server)
     try:
@@ -48,12 +58,27 @@ async def start_server(coordinator: Coordinator, listen: str) -> tuple[grpc.aio.
     return server, port
 
 
-async def serve(folder: Path, identity: Identity, listen: str) -> None:
+def allow_files(needed: int = 0) -> None:
+    """Let this process open as many files as the system lets it, a connection being one; say if too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS allows less than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    if 0 <= soft < needed:
+        log.warning(
+            "few open files are allowed", extra={"limit": soft, "needed": needed, "raise": "ulimit -n"}
+        )
+
+
+async def serve(folder: Path, identity: Identity, listen: str, database_url: str = "") -> None:
     """Run a coordinator until SIGTERM or Ctrl-C; its runs continue at the next start."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    coordinator = Coordinator(folder, identity)
+    log.addFilter(Sparing())
+    allow_files(FILES)
+    reuse_buffers()
+    coordinator = Coordinator(folder, identity, database_url)
 
     async def use(renewed: Identity) -> None:
         coordinator.identity = renewed

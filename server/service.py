@@ -3,21 +3,24 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fedcore.crypto.tls import Context, require
-from fedcore.errors import FedcoreError, ProtocolError, UpdateRefused
-from fedcore.messages import Accept, Blob, Decline, Hello, Secure, UploadHead
+from fedcore.errors import FedcoreError, Interrupted, Overloaded, ProtocolError, UpdateRefused
+from fedcore.faults import point
+from fedcore.messages import Accept, Blob, Decline, Hello, Pause, Secure, UploadHead
+from fedcore.server import pausing
+from fedcore.server.admission import SLOW, STREAM, TRIES, UPLOADS, Places, is_offence
 from fedcore.server.blobs import Blobs
 from fedcore.server.coordinator import Coordinator
 from fedcore.server.opening import Live
 from fedcore.server.registry import Push, Session
+from fedcore.server.uploads import alone
 from fedcore.wire import codec, grpc
-from fedcore.wire.chunks import Incoming, receive, stream
+from fedcore.wire.chunks import Incoming, arrived, receive, stream
 from fedcore.wire.codec import to_wire
 from fedcore.wire.v1 import coordinator_pb2 as pb
 from fedcore.wire.v1.coordinator_pb2_grpc import CoordinatorServicer
@@ -29,18 +32,23 @@ HELLO_TIMEOUT = 30.0  # seconds from the stream's opening to its first message
 
 def status_of(error: FedcoreError) -> grpc.StatusCode:
     """Return the status with which an error is told to a peer."""
+    if isinstance(error, Overloaded):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED  # the agent tries again
+    if isinstance(error, Interrupted):
+        return grpc.StatusCode.ABORTED  # and asks how far it came
     if isinstance(error, UpdateRefused):
         return grpc.StatusCode.FAILED_PRECONDITION
     return grpc.StatusCode.INVALID_ARGUMENT
 
 
 @asynccontextmanager
-async def refusing(context: Context) -> AsyncIterator[None]:
-    """End a call with a status that says why, where its body raises FedcoreError."""
+async def refusing(context: Context, **caller: str) -> AsyncIterator[None]:
+    """End a call with a status that says why, where its body raises FedcoreError or the disk fails it."""
     try:
-        yield
+        with pausing.told():
+            yield
     except FedcoreError as error:
-        log.warning("refused", extra={"peer": context.peer(), "reason": str(error)})
+        log.warning("refused", extra={**caller, "peer": context.peer(), "reason": str(error)})
         # A status travels in a header, which has to stay small.
         await context.abort(status_of(error), str(error)[: codec.MAX_TEXT])
 
@@ -50,15 +58,31 @@ class AgentService(CoordinatorServicer):
 
     def __init__(self, coordinator: Coordinator) -> None:
         """Serve a coordinator."""
-        self.coordinator = coordinator
+        self.coordinator, self.places = coordinator, Places(UPLOADS)
+
+    @asynccontextmanager
+    async def admitted(self, context: Context, cost: float = 1.0) -> AsyncIterator[str]:
+        """Run a client's call within its share, and count what of it is refused; yields its name."""
+        client = (await require(context, "client")).name
+        async with refusing(context, client=client):
+            try:
+                with self.coordinator.admission.call(client, cost):
+                    yield client
+            except FedcoreError as error:
+                self.coordinator.refuse(client, str(error), is_offence(error))
+                raise
 
     async def Connect(
         self, requests: AsyncIterator[pb.FromAgent], context: Context
     ) -> AsyncIterator[pb.ToAgent]:
         """Hold an agent's stream: push its work and outcomes, hear its declines."""
-        name = await require(context, "client")
-        async with refusing(context):
-            session = Session(name.name, await self._hello(requests))
+        async with self.admitted(context, STREAM) as client:
+            session = Session(client, await self._hello(requests))
+            registry = self.coordinator.registry
+            registry.check(session)
+            if client not in registry.sessions and (wait := registry.steering.wait(client)):
+                yield to_wire(Pause(wait))
+                return
             yield pb.ToAgent(welcome=pb.Welcome(coordinator="fedcore 1"))
             self.coordinator.connect(session)
             listener = asyncio.create_task(self._listen(session, requests))
@@ -73,12 +97,12 @@ class AgentService(CoordinatorServicer):
                 listener.result()
 
     async def _hello(self, requests: AsyncIterator[pb.FromAgent]) -> Hello:
-        """Return the agent's first message; raises ProtocolError."""
+        """Return the agent's first message; raises ProtocolError, and UpdateRefused where none comes."""
         try:
             async with asyncio.timeout(HELLO_TIMEOUT):
                 first = await anext(requests)
         except (TimeoutError, StopAsyncIteration) as error:
-            raise ProtocolError(f"no hello within {HELLO_TIMEOUT:.0f} seconds") from error
+            raise UpdateRefused(f"no hello within {HELLO_TIMEOUT:.0f} seconds") from error
         hello = codec.from_agent(first)
         if not isinstance(hello, Hello):
             raise ProtocolError("the stream begins with a hello")
@@ -88,6 +112,7 @@ class AgentService(CoordinatorServicer):
         """Hear an agent until its side of the stream ends, then end ours."""
         try:
             async for request in requests:
+                self.coordinator.admission.charge(session.client)
                 match codec.from_agent(request):
                     case Decline(ref, reason):
                         self.coordinator.decline(ref, session.client, reason)
@@ -100,18 +125,21 @@ class AgentService(CoordinatorServicer):
         finally:
             session.outbox.put_nowait(None)
 
-    async def Download(self, request: pb.Blob, context: Context) -> AsyncIterator[pb.Chunk]:
+    async def Download(self, request: pb.Wanted, context: Context) -> AsyncIterator[pb.Chunk]:
         """Stream the parameters of a round that the caller takes part in."""
-        name = await require(context, "client")
-        async with refusing(context):
-            blob = codec.blob_from_wire(request)
-            if not self._may_read(name.name, blob):
-                problem = f"{name} has no work with blob {blob.sha256}"
+        async with self.admitted(context) as client:
+            self.coordinator.admission.check(client)
+            admission = self.coordinator.admission
+            admission.check(client)
+            blob, offset = codec.wanted(request)
+            if not self._may_read(client, blob):
+                problem = f"{client} has no work with blob {blob.sha256}"
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, problem)
             started = time.perf_counter()
-            async for chunk in stream_file(self.coordinator.blobs, blob.sha256, blob.size):
+            async for chunk in stream_file(self.coordinator.blobs, blob.sha256, blob.size, offset):
+                admission.transfer(client, blob, len(chunk.data), blob.size)
                 yield chunk
-            log.info("parameters sent", extra={"client": name.name, **_moved(blob, started)})
+            log.info("parameters sent", extra={"client": client, "offset": offset, **_moved(blob, started)})
 
     def _may_read(self, client: str, blob: Blob) -> bool:
         return any(
@@ -119,41 +147,74 @@ class AgentService(CoordinatorServicer):
             for live in self.coordinator.live.values()
         )
 
+    async def Standing(self, request: pb.UploadHeader, context: Context) -> pb.Progress:
+        """Tell how much of an update is here. Who asks has lost its upload, so one that goes on is ended."""
+        async with self.admitted(context) as client:
+            self.coordinator.admission.check(client)
+            head = codec.head_from_wire(request)
+            live = self.coordinator.round_of(head.ref)
+            if live.received(client, head):
+                return pb.Progress(bytes=head.payload.size, received=True)
+            alone(live.taken, client, live.plan)
+            return pb.Progress(bytes=await asyncio.to_thread(arrived, live.journal.update(client)))
+
     async def Upload(self, parts: AsyncIterator[pb.UploadPart], context: Context) -> pb.Receipt:
         """Take one update: acknowledged once it is on disk, folded or refused afterwards."""
-        name = await require(context, "client")
-        async with refusing(context):
+        async with self.admitted(context) as client:
+            self.coordinator.admission.check(client)
             first = await anext(parts, None)
-            if first is None:
-                raise ProtocolError("an upload begins with its header")
+            if first is None:  # whoever began it has gone
+                raise Interrupted("an upload begins with its header")
             head = codec.upload_head(first)
             live = self.coordinator.round_of(head.ref)
-            path = live.take(name.name, head)
-            started = time.perf_counter()
-            try:
-                await self._receive(live, head, path, parts)
-                await live.accept(name.name, head, path)
-            except BaseException as error:
-                live.drop(name.name)
-                if isinstance(error, FileNotFoundError):  # the attempt's folder went while this came
-                    raise UpdateRefused(f"{head.ref} is over") from error
-                raise
-            extra = {"client": name.name, "ref": head.ref, **_moved(head.payload, started)}
-            log.info("update received", extra=extra)
+            if not live.received(client, head):  # otherwise the receipt was lost
+                await self._take(live, client, head, parts)
         return pb.Receipt(ref=to_wire(head.ref))
 
-    async def _receive(
-        self, live: Live, head: UploadHead, path: Path, parts: AsyncIterator[pb.UploadPart]
+    async def _take(
+        self, live: Live, client: str, head: UploadHead, parts: AsyncIterator[pb.UploadPart]
     ) -> None:
-        """Write the payload of an upload to a file; raises where it is wrong or too late."""
+        """Take in an update that is awaited; raises where it is wrong, too late or cut."""
+        scope, started = asyncio.timeout(live.left), time.perf_counter()
+        path = live.take(client, head, scope)
         try:
-            async with asyncio.timeout(live.left):
-                await receive_file(path, head.payload, parts)
+            async with scope:
+                async with aclosing(self._counted(client, head, parts)) as counted:
+                    await receive_file(Incoming(path, head.payload, head.offset), counted)
+            await live.accept(client, head)
         except TimeoutError as error:
-            raise UpdateRefused(f"the deadline of {head.ref} has passed") from error
-        if live.closed:
-            await asyncio.to_thread(path.unlink)
-            raise UpdateRefused(f"{head.ref} has closed")
+            if live.failure:  # its run waits
+                raise Interrupted(f"{head.ref} is broken off and goes on later; try again") from error
+            if live.closed or live.left <= 0:
+                raise UpdateRefused(f"{head.ref} has closed, or its deadline has passed") from error
+            raise Interrupted(f"{client} has begun another upload for {head.ref}") from error
+        except FileNotFoundError as error:  # the attempt's folder went while this came
+            raise UpdateRefused(f"{head.ref} is over") from error
+        except OSError as error:
+            if pausing.reason(error):
+                live.fail(error)
+            raise
+        finally:
+            live.drop(client)
+        extra = {"client": client, "ref": head.ref, "offset": head.offset, **_moved(head.payload, started)}
+        log.info("update received", extra=extra)
+        point("update.acknowledged")
+
+    async def _counted(
+        self, client: str, head: UploadHead, parts: AsyncIterator[pb.UploadPart]
+    ) -> AsyncGenerator[pb.UploadPart, None]:
+        """Yield the parts of an upload that has a place; raises UpdateRefused where it never ends."""
+        count = partial(self.coordinator.admission.transfer, client, head.ref, size=head.payload.size)
+        count(head.offset // TRIES)  # what is here is only read again
+        async with self.places.place() as give_up:
+            while True:
+                slow = asyncio.get_running_loop().call_later(SLOW, give_up)
+                part = await anext(parts, None)
+                slow.cancel()
+                if part is None:
+                    break
+                count(len(part.chunk.data))
+                yield part
 
 
 def pushed(message: Push) -> pb.ToAgent:
@@ -161,8 +222,8 @@ def pushed(message: Push) -> pb.ToAgent:
     return pb.ToAgent(secure=to_wire(message)) if isinstance(message, Secure) else to_wire(message)
 
 
-async def receive_file(path: Path, blob: Blob, parts: AsyncIterator[Any]) -> None:
-    """Write what follows a stream's header to `path`, checked against `blob`."""
+async def receive_file(incoming: Incoming, parts: AsyncIterator[Any]) -> None:
+    """Write what follows a stream's header to a file."""
 
     async def chunks_of_parts() -> AsyncIterator[pb.Chunk]:
         async for part in parts:
@@ -170,12 +231,15 @@ async def receive_file(path: Path, blob: Blob, parts: AsyncIterator[Any]) -> Non
                 raise ProtocolError("a stream has one header")
             yield part.chunk
 
-    await receive(Incoming(path, blob), chunks_of_parts())
+    await receive(incoming, chunks_of_parts())
 
 
-def stream_file(blobs: Blobs, address: str, size: int) -> AsyncIterator[pb.Chunk]:
-    """Yield the first `size` bytes of a blob in numbered chunks; raises ProtocolError where it is gone."""
-    return stream(partial(blobs.open, address), size)
+def stream_file(blobs: Blobs, address: str, size: int, offset: int = 0) -> AsyncIterator[pb.Chunk]:
+    """Yield the first `size` bytes of a blob, from `offset` on, in numbered chunks.
+
+    Raises ProtocolError where it is gone.
+    """
+    return stream(partial(blobs.open, address), size, offset)
 
 
 def _moved(blob: Blob, started: float) -> dict[str, object]:

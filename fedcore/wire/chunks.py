@@ -1,127 +1,185 @@
 """Large payloads as chunks: numbered, counted and hashed, so that what arrives is what was sent."""
 
 import asyncio
+import ctypes
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
-from uuid import uuid4
+from typing import Any, BinaryIO
 
-from fedcore.errors import ProtocolError
+from fedcore.errors import Interrupted, ProtocolError
+from fedcore.faults import point
 from fedcore.messages import Blob
 from fedcore.wire.v1 import coordinator_pb2 as pb
 
 CHUNK = 1 << 20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
-def chunks(file: BinaryIO, size: int | None = None) -> Iterator[pb.Chunk]:
+def chunks(file: BinaryIO, size: int | None = None, part: Callable[..., Any] = pb.Chunk) -> Iterator[Any]:
     """Yield a file's bytes from its present position as numbered chunks of 1 MiB.
 
-    size: how many bytes; to the end where None.
+    size: how many bytes; to the end where None. part: makes a message of `index` and `data`, so that what
+    has a chunk in it is made without another copy.
     """
     index, left = 0, sys.maxsize if size is None else size
     while data := file.read(min(CHUNK, left)):
-        yield pb.Chunk(index=index, data=data)
+        yield part(index=index, data=data)
         index, left = index + 1, left - len(data)
 
 
-async def stream(opened: Callable[[], BinaryIO], size: int | None = None) -> AsyncGenerator[pb.Chunk, None]:
-    """Yield the chunks of the buffered file that `opened` returns, all off the event loop; `size` as above.
+async def stream(
+    opened: Callable[[], BinaryIO],
+    size: int,
+    offset: int = 0,
+    part: Callable[..., Any] = pb.Chunk,
+) -> AsyncGenerator[Any, None]:
+    """Yield a file of `size` bytes, less the first `offset`, in chunks, each read while the last one is sent.
 
-    Even its end: with the last descriptor of a removed file, all its blocks are freed.
+    All is done off the event loop, even the end: with the last descriptor of a removed file, all its blocks
+    are freed.
     """
-    loop = asyncio.get_running_loop()
-    opening = loop.run_in_executor(None, opened)
+    loop, parts = asyncio.get_running_loop(), _closing(opened, size, offset, part)
+    ahead: asyncio.Future[Any] | None = None
     try:
-        file = await asyncio.shield(opening)
-    except asyncio.CancelledError:  # a thread cannot be cancelled, and its file would stay open
-        opening.add_done_callback(lambda done: done.exception() or done.result().close())
-        raise
-    try:
-        parts = chunks(file, size)
-        while chunk := await asyncio.to_thread(next, parts, None):
+        for start in range(offset, size, CHUNK):
+            ahead = ahead or loop.run_in_executor(None, next, parts, None)
+            chunk = await asyncio.shield(ahead)
+            ahead = loop.run_in_executor(None, next, parts, None) if start + CHUNK < size else None
+            if chunk is None:  # the file is shorter
+                return
             yield chunk
     finally:
-        # Not awaited, as the reader may have been cancelled; a read under way holds the buffer's lock.
-        loop.run_in_executor(None, file.close)
+        if ahead:  # a thread cannot be cancelled; when it has read, the file is closed
+
+            def close(done: asyncio.Future[Any]) -> None:
+                done.cancelled() or done.exception()  # heard, whatever it is
+                loop.run_in_executor(None, parts.close)
+
+            ahead.add_done_callback(close)
+
+
+def _closing(
+    opened: Callable[[], BinaryIO], size: int, offset: int, part: Callable[..., Any]
+) -> Generator[Any, None, None]:
+    with opened() as file:
+        file.seek(offset)
+        for index, chunk in enumerate(chunks(file, size - offset, part)):
+            if offset + (index + 1) * CHUNK >= size:
+                file.close()  # in the thread that has read the last one
+            yield chunk
+
+
+def part_of(path: Path) -> Path:
+    """Return where a file grows before it has its name."""
+    return path.with_suffix(".part")
+
+
+def arrived(path: Path) -> int:
+    """Return how many bytes of a file that is to lie at `path` are here."""
+    part = part_of(path)
+    return part.stat().st_size if part.exists() else 0
 
 
 class Incoming:
     """A file that arrives in chunks; all methods block.
 
-    It grows beside `path` and gets that name only when it has the size and the hash that were announced.
+    It grows beside `path` and gets that name only when it has the size and the hash that were announced. What
+    has come of it stays when the transfer breaks off, and another one goes on from there.
     """
 
-    def __init__(self, path: Path, blob: Blob) -> None:
-        """Expect `blob` at `path`."""
-        self.path, self.blob = path, blob
-        self.part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-        self.hash, self.index, self.size = sha256(), 0, 0
+    def __init__(self, path: Path, blob: Blob, offset: int = 0) -> None:
+        """Expect `blob` at `path`, of which the first `offset` bytes are here."""
+        self.path, self.blob, self.offset = path, blob, offset
+        self.hash, self.index, self.size = sha256(), 0, offset
+        self.finished = False
 
     @cached_property
     def file(self) -> BinaryIO:
-        """The growing file, opened by the thread that writes it first."""
-        return self.part.open("wb")
+        """The growing file, opened by the thread that writes it first; raises Interrupted if it is short."""
+        file = part_of(self.path).open("r+b" if self.offset and arrived(self.path) else "w+b")
+        left = self.offset
+        while left and (data := file.read(min(CHUNK, left))):
+            self.hash.update(data)
+            left -= len(data)
+        if left:
+            file.close()
+            raise Interrupted(f"{self.offset - left} bytes are here, not {self.offset}")
+        file.truncate()
+        return file
 
     def add(self, chunk: pb.Chunk) -> None:
         """Write the next chunk; raises ProtocolError for a gap, a repetition, an empty or an excess one."""
         if chunk.index != self.index:
             raise ProtocolError(f"chunk {chunk.index} came where chunk {self.index} was expected")
-        self.size += len(chunk.data)
-        if not chunk.data or len(chunk.data) > CHUNK or self.size > self.blob.size:
-            raise ProtocolError(
-                f"chunk {chunk.index} has {len(chunk.data)} bytes, {self.size} of {self.blob.size}"
-            )
-        self.hash.update(chunk.data)
-        self.file.write(chunk.data)
+        data = chunk.data  # a copy, each time
+        self.size += len(data)
+        if not data or len(data) > CHUNK or self.size > self.blob.size:
+            raise ProtocolError(f"chunk {chunk.index} has {len(data)} bytes, {self.size} of {self.blob.size}")
+        self.file.write(data)  # which, at first, hashes what is here already
+        self.hash.update(data)
         self.index += 1
+        if self.size == self.blob.size <= CHUNK:  # at once, since to wake another thread takes longer
+            self.finish()
 
     def finish(self) -> None:
-        """Give the file its name; raises ProtocolError where it is truncated or altered."""
+        """Give the file its name, once; raises ProtocolError if it is altered, Interrupted if truncated.
+
+        Of a file that came in parts the first may be at fault: Interrupted, and all must come again.
+        """
+        if self.finished:
+            return
         self.file.close()
-        if self.size != self.blob.size or self.hash.hexdigest() != self.blob.sha256:
-            raise ProtocolError(
+        if self.size < self.blob.size:  # the stream of a caller that has gone ends like any other
+            raise Interrupted(f"{self.size} of {self.blob.size} bytes came")
+        if self.hash.hexdigest() != self.blob.sha256:
+            problem = (
                 f"{self.size} bytes with SHA-256 {self.hash.hexdigest()} came, "
                 f"expected {self.blob.size} bytes with {self.blob.sha256}"
             )
-        os.replace(self.part, self.path)
+            part_of(self.path).unlink()
+            raise Interrupted(problem) if self.offset else ProtocolError(problem)
+        point("transfer.rename.before")
+        os.replace(part_of(self.path), self.path)
+        self.finished = True
+        point("transfer.rename.after")
+
+    def close(self) -> None:
+        """Leave what has arrived as it is."""
+        if "file" in vars(self):
+            self.file.close()
 
     def abandon(self) -> None:
-        """Remove what has arrived, even where it is complete."""
-        if "file" in vars(self):  # otherwise nothing has
-            self.file.close()
-        self.part.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
+        """Remove what has arrived."""
+        self.close()
+        part_of(self.path).unlink(missing_ok=True)
 
 
 async def receive(incoming: Incoming, chunks: AsyncIterator[pb.Chunk]) -> None:
     """Write a stream of chunks, all off the event loop, each while the next one is on its way.
 
-    Raises ProtocolError where they are not what was announced. Nothing is left of a stream that fails.
+    Raises ProtocolError where they are not what was announced, and nothing is left of them; Interrupted where
+    what should have been here is not. Nothing is written any more when it returns, or is cancelled.
     """
-    loop = asyncio.get_running_loop()
-    step = asyncio.ensure_future(asyncio.sleep(0))
+    loop, step = asyncio.get_running_loop(), None
     try:
         async for chunk in chunks:
+            if step:
+                await asyncio.shield(step)
+            step = loop.run_in_executor(None, incoming.add, chunk)
+        if step:
             await asyncio.shield(step)
-            step = asyncio.ensure_future(asyncio.to_thread(incoming.add, chunk))
-        await asyncio.shield(step)
-        step = asyncio.ensure_future(asyncio.to_thread(incoming.finish))
-        await asyncio.shield(step)
-    except asyncio.CancelledError:  # nothing may be awaited any more
-
-        def remove(done: "asyncio.Future[None]") -> None:
-            done.cancelled() or done.exception()  # heard, whatever it is
-            loop.run_in_executor(None, incoming.abandon)
-
-        step.add_done_callback(remove)  # a thread cannot be cancelled, and must not write after the removal
-        raise
-    except BaseException:
-        await asyncio.wait([step])
-        await asyncio.to_thread(incoming.abandon)
+        if not incoming.finished:
+            await asyncio.shield(step := loop.run_in_executor(None, incoming.finish))
+    except BaseException as error:
+        if step:
+            await asyncio.gather(step, return_exceptions=True)  # a thread cannot be cancelled
+        wrong = isinstance(error, ProtocolError)
+        await asyncio.to_thread(incoming.abandon if wrong else incoming.close)
         raise
 
 
@@ -132,3 +190,22 @@ def blob_of(file: BinaryIO) -> Blob:
         state.update(data)
         size += len(data)
     return Blob(state.hexdigest(), size)
+
+
+def holds(path: Path, blob: Blob) -> bool:
+    """Tell whether a file is there with these bytes."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return blob_of(file) == blob
+
+
+def reuse_buffers() -> None:
+    """Have glibc's malloc keep the memory of chunks for the next ones.
+
+    What is larger than 128 KiB it gives back at once, and has zeroed anew. Elsewhere nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 4 * CHUNK)
+        libc.mallopt(M_TRIM_THRESHOLD, 8 * CHUNK)

@@ -12,15 +12,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedcore.errors import ProtocolError
+from fedcore.errors import Blameless, ProtocolError
 from fedcore.layout import Layout
 from fedcore.messages import (
+    SMALL,
     Accept,
     Assignment,
     Blob,
     Decline,
     Hello,
     Outcome,
+    Pause,
     Ref,
     Secure,
     Submission,
@@ -29,6 +31,7 @@ from fedcore.messages import (
 )
 from fedcore.metrics import MAX_METRICS
 from fedcore.spec import RunSpec
+from fedcore.tables import checked_labels
 from fedcore.wire.v1 import coordinator_pb2 as pb
 from fedcore.wire.v1.authority_pb2 import Signed
 
@@ -40,6 +43,7 @@ MAX_SECURE = 3 * 2**20  # bytes of a message or certificate of secure aggregatio
 MAX_KEY = 16 * 1024  # bytes of a signed key, with the certificates of its signer
 MAX_TASKS = 256
 MAX_PARTS = 64  # vectors or scalars of an update
+MAX_PAUSE = 3600.0  # seconds
 MAX_PENDING = 8  # pieces of work whose outcome an agent has not heard, one a run
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -70,9 +74,10 @@ def _(blob: Blob) -> pb.Blob:
 def _(hello: Hello) -> pb.FromAgent:
     tasks = [pb.TaskName(name=name, digest=digest) for name, digest in hello.tasks.items()]
     pending = [to_wire(ref) for ref in hello.pending]
-    return pb.FromAgent(
-        hello=pb.Hello(version=VERSION, tasks=tasks, evaluator=hello.evaluator, pending=pending)
-    )
+    message = pb.Hello(version=VERSION, tasks=tasks, evaluator=hello.evaluator, pending=pending)
+    message.instance = hello.instance
+    message.labels.update(hello.labels)
+    return pb.FromAgent(hello=message)
 
 
 @to_wire.register
@@ -100,6 +105,7 @@ def _(assignment: Assignment) -> pb.ToAgent:
             clip=assignment.clip,
             key=Signed.FromString(assignment.key) if assignment.key else None,
             certificate=assignment.certificate,
+            content=assignment.content,
         )
     )
 
@@ -118,11 +124,16 @@ def _(outcome: Outcome) -> pb.ToAgent:
 
 
 @to_wire.register
+def _(pause: Pause) -> pb.ToAgent:
+    return pb.ToAgent(pause=pb.Pause(seconds=pause.seconds))
+
+
+@to_wire.register
 def _(head: UploadHead) -> pb.UploadPart:
     vectors = [pb.VectorHead(name=name, length=length) for name, length in head.vectors]
     ref, payload = to_wire(head.ref), to_wire(head.payload)
-    header = pb.UploadHeader(ref=ref, scalars=dict(head.scalars), vectors=vectors, payload=payload)
-    return pb.UploadPart(header=header)
+    facts = {"scalars": dict(head.scalars), "vectors": vectors, "payload": payload, "offset": head.offset}
+    return pb.UploadPart(header=pb.UploadHeader(ref=ref, **facts))
 
 
 @to_wire.register
@@ -154,9 +165,7 @@ def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline | Secure:
     if message.HasField("hello"):
         hello = message.hello
         if hello.version != VERSION:
-            raise ProtocolError(
-                f"the agent speaks version {hello.version}, expected {VERSION}; update fedcore"
-            )
+            raise Blameless(f"the agent speaks version {hello.version}, expected {VERSION}; update fedcore")
         if len(hello.tasks) > MAX_TASKS:
             raise ProtocolError(f"the agent names {len(hello.tasks)} tasks; at most {MAX_TASKS} are taken")
         tasks = [(_name(task.name, "task"), _sha256(task.digest, "task")) for task in hello.tasks]
@@ -165,7 +174,12 @@ def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline | Secure:
             raise ProtocolError(
                 f"the agent waits for {len(hello.pending)} outcomes; at most {MAX_PENDING} are told"
             )
-        return Hello(dict(tasks), hello.evaluator, tuple(map(ref_from_wire, hello.pending)))
+        try:
+            labels = checked_labels(dict(hello.labels))
+        except ValueError as error:
+            raise ProtocolError(f"the agent's labels: {error}") from error
+        pending = tuple(map(ref_from_wire, hello.pending))
+        return Hello(dict(tasks), hello.evaluator, pending, hello.instance, labels)
     if message.HasField("decline"):
         return Decline(ref_from_wire(message.decline.ref), message.decline.reason[:MAX_TEXT])
     if message.HasField("accept"):
@@ -175,7 +189,7 @@ def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline | Secure:
     raise ProtocolError("the agent's message is empty or of a newer version")
 
 
-def to_agent(message: pb.ToAgent) -> Assignment | Outcome | Secure | None:
+def to_agent(message: pb.ToAgent) -> Assignment | Outcome | Pause | Secure | None:
     """Return what a coordinator says on an agent's stream; None for its welcome."""
     if message.HasField("welcome"):
         return None
@@ -204,24 +218,41 @@ def to_agent(message: pb.ToAgent) -> Assignment | Outcome | Secure | None:
             clip=work.clip,
             key=_bounded(work.key.SerializeToString(), MAX_KEY, "the aggregator's key"),
             certificate=_bounded(work.certificate, MAX_SECURE, "the certificate of another attempt"),
+            content=_bounded(work.content, SMALL, "the parameters in an assignment"),
         )
     if message.HasField("secure"):
         return _secure(message.secure)
+    if message.HasField("pause"):
+        if not 0 <= message.pause.seconds <= MAX_PAUSE:
+            given = message.pause.seconds
+            raise ProtocolError(f"the pause is {given} seconds, expected at most {MAX_PAUSE:.0f}")
+        return Pause(message.pause.seconds)
     raise ProtocolError("the coordinator's message is empty or of a newer version")
+
+
+def wanted(message: pb.Wanted) -> tuple[Blob, int]:
+    """Return which blob is wanted, and from which byte on."""
+    blob = blob_from_wire(message.blob)
+    return blob, _offset(message.offset, blob)
 
 
 def upload_head(message: pb.UploadPart) -> UploadHead:
     """Return the head of an upload, which must be its first part."""
     if not message.HasField("header"):
         raise ProtocolError("an upload begins with its header")
-    header = message.header
+    return head_from_wire(message.header)
+
+
+def head_from_wire(header: pb.UploadHeader) -> UploadHead:
+    """Return the head of an update."""
     if len(header.vectors) > MAX_PARTS or len(header.scalars) > MAX_PARTS:
         counts = f"{len(header.vectors)} vectors and {len(header.scalars)} scalars"
         raise ProtocolError(f"the update has {counts}; at most {MAX_PARTS} of each are taken")
     vectors = tuple((_name(v.name, "vector"), v.length) for v in header.vectors)
     _once([name for name, _ in vectors], "update", "vector")
     scalars = {_name(name, "scalar"): value for name, value in header.scalars.items()}
-    return UploadHead(ref_from_wire(header.ref), scalars, vectors, blob_from_wire(header.payload))
+    ref, payload = ref_from_wire(header.ref), blob_from_wire(header.payload)
+    return UploadHead(ref, scalars, vectors, payload, _offset(header.offset, payload))
 
 
 def submission(message: pb.SubmitPart) -> Submission:
@@ -243,6 +274,12 @@ def submission(message: pb.SubmitPart) -> Submission:
         metrics=metrics,
         parameters=blob_from_wire(header.parameters),
     )
+
+
+def _offset(offset: int, blob: Blob) -> int:
+    if offset > blob.size:
+        raise ProtocolError(f"the offset is {offset}, beyond the {blob.size} bytes of the blob")
+    return offset
 
 
 def _secure(message: pb.Secure) -> Secure:

@@ -14,8 +14,9 @@ import pytest
 
 from fedcore.data import save_split
 from fedcore.loopback import Loopback, federation
+from fedcore.simulations.borrowed import random_state, threads
 from fedcore.simulations.population import Population, client_name
-from fedcore.simulations.run import Simulation, random_state, threads
+from fedcore.simulations.run import Simulation
 from fedcore.spec import RunSpec
 from fedcore.task import resolve
 

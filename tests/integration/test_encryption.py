@@ -86,8 +86,8 @@ Attempt._mask = dying
 UPLOADED = """
 from fedcore.client.session import Session
 upload = Session.upload
-async def dying(self, head, path, left):
-    await upload(self, head, path, left)
+async def dying(self, head, *rest):
+    await upload(self, head, *rest)
     if (head.ref.round, head.ref.kind) == (2, "train"):
         die()
 Session.upload = dying

@@ -169,7 +169,7 @@ def test_tree_noise_goes_on_after_a_restart(devices: Loopback) -> None:
     devices.start("coordinator")
     devices.wait_for("coordinator", r"listening[\s\S]*listening")
     assert [row["round"] for row in watch(devices, run)] == [1, 2, 3, 4, 5, 6]
-    store = Store(devices.folder / "coordinator" / "coordinator.db")
+    store = Store(devices.folder / "coordinator")
     assert len(store.rounds(run)) == 6
     store.close()
 

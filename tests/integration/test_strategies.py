@@ -27,6 +27,7 @@ STRATEGIES = {
         'strategy.aggregator={name = "trimmed_mean", f = 1}',
         "cohort.minimum=3",
     ),
+    "scheduled": ('client.schedule={name = "step", every = 1, gamma = 0.5, warmup = 1}', "cohort.minimum=3"),
     "trusted": ("strategy=fltrust", "cohort.minimum=3"),
 }
 
@@ -44,7 +45,7 @@ def kept_by(loopback: Loopback, run: str) -> dict[str, dict[str, bytes]]:
 def broadcast(loopback: Loopback, run: str, extra: tuple[str, ...]) -> Parameters:
     """Return the newest parameters of a run as they lie on the coordinator's disk."""
     folder = loopback.folder / "coordinator"
-    store = Store(folder / "coordinator.db")
+    store = Store(folder)
     (mine,) = [known for known in store.runs() if known.id == run]
     address = store.rounds(run)[-1].parameters
     store.close()
@@ -152,10 +153,10 @@ LiveRound.announce = dying
     "before the commit": """
 from fedcore.server.store import Store
 commit_round = Store.commit_round
-def dying(self, run, committed, clients):
+def dying(self, run, committed, *rest):
     if committed.round == 4:
         die()
-    commit_round(self, run, committed, clients)
+    commit_round(self, run, committed, *rest)
 Store.commit_round = dying
 """,
 }

@@ -209,7 +209,7 @@ class Agent:
     async def model(self, assignment: Assignment) -> Parameters:
         address = assignment.parameters.sha256
         if address not in self.models:
-            parts = self.stub.Download(to_wire(assignment.parameters))
+            parts = self.stub.Download(pb.Wanted(blob=to_wire(assignment.parameters)))
             data = b"".join([chunk.data async for chunk in parts])
             assert sha256(data).hexdigest() == address
             beside = assignment.parameters.size > self.layout.nbytes
@@ -277,10 +277,10 @@ class Federation:
         return await self.stack.enter_async_context(agent)
 
     @asynccontextmanager
-    async def visitor(self, name: str, work: Work) -> AsyncIterator[Agent]:
+    async def visitor(self, name: str, work: Work, layout: Layout = LAYOUT) -> AsyncIterator[Agent]:
         """Connect an agent that leaves at the end of the block."""
         channel = await self.channel("client", name)
-        async with Agent(name, channel, LAYOUT, work, Hello({TASK: DIGEST})) as agent:
+        async with Agent(name, channel, layout, work, Hello({TASK: DIGEST})) as agent:
             yield agent
 
     async def agents(self, count: int, work: Work = honest, layout: Layout = LAYOUT) -> list[Agent]:
@@ -345,10 +345,10 @@ def running(identity: Callable[[Role, str], Identity], tmp_path: Path) -> Runnin
 
     @asynccontextmanager
     async def run(
-        folder: Path = tmp_path / "coordinator", known: Identity | None = None
+        folder: Path = tmp_path / "coordinator", known: Identity | None = None, database_url: str = ""
     ) -> AsyncIterator[Federation]:
         await asyncio.to_thread(folder.mkdir, exist_ok=True)
-        coordinator = Coordinator(folder, known or identity("coordinator", "main"))
+        coordinator = Coordinator(folder, known or identity("coordinator", "main"), database_url)
         server, port = await start_server(coordinator, "127.0.0.1:0")
         federation = Federation(identity, coordinator, port)
         try:

@@ -44,7 +44,8 @@ class Sealing:
     def sealed(self, agent: Agent, work: Assignment, update: Update) -> bytes:
         public = sealing.announced(work.key, work.ref, self.identity)
         bound = sealing.binding("fed", work.ref, agent.name, agent.layout.digest)
-        return sealing.seal(public, sealing.packed(plan_of(work, agent.layout), update), bound)
+        content = sealing.packed(plan_of(work, agent.layout), update)
+        return b"".join(sealing.seal(public, content, bound))
 
     async def work(self, agent: Agent, work: Assignment) -> None:
         await agent.upload(hidden_parts(work.ref, self.sealed(agent, work, await agent.update(work))))

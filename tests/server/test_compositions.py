@@ -100,7 +100,7 @@ def test_a_deployed_strategy_has_the_bits_of_the_pure_state_machine_across_a_res
             assert {client for client, known in driver.clients.items() if known.memory} == set(state.memory)
             kept = {path.name for path in federation.coordinator.blobs.folder.iterdir()}
             assert len(kept) == 1 + bool(vectors)
-            assert list(federation.coordinator.spool.iterdir()) == []
+            assert list(federation.coordinator.journals.folder.iterdir()) == []
 
     asyncio.run(run())
 
@@ -133,11 +133,13 @@ def test_the_population_is_everybody_who_has_ever_been_there(running: Running) -
                 name = await federation.submit(spec_of(rounds=1, size=3, strategy={"name": "scaffold"}))
                 await finished(federation, name)
             driver = federation.coordinator.drivers[name]
-            (plan,) = driver.plans(Ref(name, 2, 0, "train"), ["client-0", "client-7"], driver.restore())
+            ready = ["client-0", "client-7"]
+            plan = driver.plan(Ref(name, 2, 0, "train"), ("client-0",), ready, driver.restore())
             assert plan.population == 4
         async with running() as federation:
             driver = federation.coordinator.drivers[name]
-            (plan,) = driver.plans(Ref(name, 2, 0, "train"), ["client-0"], driver.restore())
+            ready = ["client-0"]
+            plan = driver.plan(Ref(name, 2, 0, "train"), ("client-0",), ready, driver.restore())
             assert plan.population == 3
 
     asyncio.run(run())
@@ -229,9 +231,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown part": ({"strategy": {"aggregator": "medain"}}, "did you mean 'median'"),
     "code by name": ({"strategy": {"aggregator": "rules:Mine"}}, "only a simulation imports module:object"),
     "an attack": ({"attack": {"name": "sign_flip"}}, "attacks are for simulations"),
-    "late updates": (
-        {"strategy": {"mode": {"name": "buffered", "k": 2}}},
-        "Buffered runs in simulations only",
+    "late updates and a sampler": (
+        {"strategy": {"mode": "buffered", "sampler": {"name": "power_of_choice", "candidates": 6}}},
+        "fills single places",
     ),
     "too small a cohort": ({"strategy": {"name": "krum", "f": 2}}, "a round may close with 2 updates"),
     "parts at odds": ({"strategy": {"name": "fednova", "aggregator": "median"}}, "cannot check"),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from hashlib import sha256
 
 from fedcore.messages import Assignment, Hello, Verdict
 from fedcore.wire.v1 import coordinator_pb2 as pb
@@ -314,5 +315,20 @@ def test_a_run_stops_at_the_very_moment_of_an_answer(running: Running) -> None:
             async with asyncio.timeout(5.0):
                 await driver.stop()
             assert driver.run.state == "stopped"
+
+    asyncio.run(run())
+
+
+def test_small_parameters_travel_with_the_assignment_and_large_ones_do_not(running: Running) -> None:
+    async def run() -> None:
+        async with running() as federation:
+            for layout, travels in ((LAYOUT, True), (sized(20_000), False)):
+                async with federation.visitor("client-0", honest, layout) as agent:
+                    name = await federation.submit(spec_of(rounds=1, size=1), layout)
+                    await federation.ended(name)
+                    assert agent.assignments
+                    for work in agent.assignments:
+                        assert bool(work.content) == travels
+                        assert not travels or sha256(work.content).hexdigest() == work.parameters.sha256
 
     asyncio.run(run())

@@ -165,14 +165,12 @@ def test_the_loop_is_never_held_up_while_large_updates_are_folded(running: Runni
             payload = np.random.default_rng(0).standard_normal(layout.shared_size, np.float32).tobytes()
             scalars = {"weight": 1.0, "loss": 0.0, "count": 1.0}
             head = UploadHead(ref, scalars, (("delta", layout.shared_size),), Blob("", len(payload)))
-            paths = [live.spool / agent.name for agent in agents]
-            for path in paths:
-                await asyncio.to_thread(path.write_bytes, payload)
+            for agent in agents:
+                await asyncio.to_thread(live.journal.update(agent.name).write_bytes, payload)
             turns = Turns(await coordinator.calculate(current_thread))
             watcher = asyncio.create_task(turns.watch())
-            for agent, path in zip(agents, paths, strict=True):
-                live.take(agent.name, head)
-                await live.accept(agent.name, head, path)
+            for agent in agents:
+                await live.accept(agent.name, head)
             await until(lambda: driver.committed)
             watcher.cancel()
             await (await federation.operator()).Stop(pb.RunName(run=name))

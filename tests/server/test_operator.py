@@ -227,9 +227,7 @@ def test_a_run_is_submitted_from_its_file(running: Running, tmp_path: Path) -> N
     def action(folder: Path) -> None:
         arguments = ["submit", str(home / "run.toml"), "--set", "run.rounds=1", "--dir", str(folder)]
         said = CliRunner().invoke(app, arguments, catch_exceptions=False)
-        assert (
-            "updates: sealed: the coordinator reads every update, in memory only; not secagg" in said.stderr
-        )
+        assert "updates: sealed: the coordinator alone reads every update; not secagg" in said.stderr
         assert "because a round may close with 2 clients, expected at least 5" in said.stderr
         result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
         told = json.loads(result.stdout)

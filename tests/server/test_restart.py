@@ -2,21 +2,14 @@
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tomli_w
 
 from fedcore.crypto.identity import Identity
 from fedcore.crypto.names import Role
 from fedcore.crypto.secagg import Step
-from fedcore.loopback import free_port
 from fedcore.messages import Assignment, Ref
 from fedcore.server.store import Store
 from tests.server.conftest import (
@@ -32,6 +25,7 @@ from tests.server.conftest import (
     until,
 )
 from tests.server.devices import Masking
+from tests.server.killed import Killed
 
 NAMES = ["client-0", "client-1", "client-2"]
 SPEC = spec_of(rounds=4)
@@ -68,7 +62,7 @@ def test_a_coordinator_that_stops_within_a_round_goes_on_with_the_same_bits(
             assert without_seconds(list(info.metrics)) == rows  # a lost evaluation is made up
             kept = {path.name for path in federation.coordinator.blobs.folder.iterdir()}
             assert len(kept) == 2 and state.parameters.digest in kept  # and the velocity
-            assert list(federation.coordinator.spool.iterdir()) == []
+            assert list(federation.coordinator.journals.folder.iterdir()) == []
 
     asyncio.run(run())
 
@@ -85,40 +79,11 @@ def test_what_has_ended_stays_as_it_is(running: Running) -> None:
     asyncio.run(run())
 
 
-class Killed:
-    """A coordinator as a process, which dies by SIGKILL."""
-
-    def __init__(self, folder: Path, identity: Callable[[Role, str], Identity]) -> None:
-        self.folder, self.port = folder, free_port()
-        folder.mkdir()
-        identity("coordinator", "main").save(folder / "identity")
-        (folder / "server.toml").write_text(tomli_w.dumps({"listen": f"127.0.0.1:{self.port}"}))
-
-    @asynccontextmanager
-    async def process(self) -> AsyncIterator[None]:
-        code = "from fedcore.server.cli import app; app()"
-        command = [sys.executable, "-c", code, "start", "--dir", str(self.folder)]
-        process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE)
-        assert process.stderr
-        try:
-            while b"listening" not in (line := await process.stderr.readline()):
-                assert line, "the coordinator did not start"
-            drain = asyncio.create_task(process.stderr.read())
-            yield
-            os.kill(process.pid, signal.SIGKILL)
-            await process.wait()
-            await drain
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-
-
 def test_a_coordinator_that_is_killed_again_and_again_ends_with_the_same_bits(
-    identity: Callable[[Role, str], Identity], tmp_path: Path
+    identity: Callable[[Role, str], Identity], tmp_path: Path, database_url: str
 ) -> None:
     """Between rounds, within a training round, and within an evaluation."""
-    killed = Killed(tmp_path / "coordinator", identity)
+    killed = Killed(tmp_path / "coordinator", identity, database_url)
     moments = [(1, "train"), (2, "evaluate"), (3, "train"), None]
 
     async def play(moment: tuple[int, str] | None, name: str) -> str:
@@ -146,7 +111,7 @@ def test_a_coordinator_that_is_killed_again_and_again_ends_with_the_same_bits(
         return name
 
     name = asyncio.run(run())
-    store = Store(tmp_path / "coordinator" / "coordinator.db")
+    store = Store(tmp_path / "coordinator", database_url)
     (ended,) = store.runs()
     rounds = store.rounds(name)
     store.close()
@@ -192,7 +157,7 @@ def test_a_coordinator_that_is_killed_amid_secure_aggregation_resumes_the_same_a
         return name
 
     name = asyncio.run(run())
-    store = Store(tmp_path / "coordinator" / "coordinator.db")
+    store = Store(tmp_path / "coordinator")
     rounds = store.rounds(name)
     store.close()
     state, rows = reference(spec, LAYOUT, names)

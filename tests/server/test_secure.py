@@ -38,6 +38,8 @@ from tests.server.conftest import (
 )
 from tests.server.devices import Masking, hidden_parts
 
+pytestmark = pytest.mark.slow  # rounds with deadlines, half a minute together
+
 STEPS = tuple(step for step in Step if step not in (Step.CHOOSE, Step.ABORT, Step.DONE))  # complete graph
 LATER = STEPS[-2:]  # than the sum is fixed
 QUICK = (Step.SHARE, Step.MASK, Step.AGREE)
@@ -172,17 +174,20 @@ def test_an_upload_that_never_ends_and_a_decline_after_one_cost_nothing(running:
             await until(lambda: live.awaited == {"client-0"})
             await agents[1].decline(live.plan.ref, "too late")
             head, *rest = hidden_parts(live.plan.ref, bytes(live.plan.payload))
-            call = agents[0].stub.Upload(timeout=30)
+            call, last = agents[0].stub.Upload(timeout=30), agents[0].stub.Upload(timeout=30)
             await call.write(head)
             await until(lambda: "client-0" in live.taken)
             with pytest.raises(grpc.aio.AioRpcError, match="another upload of client-0"):
                 await agents[0].upload([head, *rest])
+            await until(lambda: "client-0" not in live.taken)
+            await last.write(head)
             info = await federation.ended(name)
             assert json.loads(info.metrics[0])["folded"] == 4
             await until(lambda: agents[1].outcomes)
             assert agents[1].outcomes[0].verdict.status == "folded"
-            with pytest.raises(grpc.aio.AioRpcError, match="deadline"):
-                await call
+            for ended, said in ((call, "begun another upload"), (last, "deadline has passed|is not open")):
+                with pytest.raises(grpc.aio.AioRpcError, match=said):
+                    await ended
 
     asyncio.run(run())
 
@@ -196,16 +201,16 @@ def test_a_run_that_is_stopped_amid_the_protocol_leaves_nothing_behind(running: 
             name = await federation.submit(secured(rounds=1))
             await until(lambda: step in devices[0].heard)
             live = await at_step(federation, Ref(name, 1, 0, "train"), step)
-            head, *rest = hidden_parts(live.plan.ref, bytes(live.plan.payload))
+            head = hidden_parts(live.plan.ref, bytes(live.plan.payload))[0]
             call = agents[0].stub.Upload(timeout=30)
             if step is Step.MASK:
                 await call.write(head)
                 await until(lambda: "client-0" in live.taken)
             operator = await federation.operator()
             assert (await operator.Stop(pb.RunName(run=name))).state == "stopped"
-            with pytest.raises(grpc.aio.AioRpcError, match=r"is over|is not open"):
-                await call.write(head if step is not Step.MASK else rest[0])
-                await call.done_writing()
+            with pytest.raises(grpc.aio.AioRpcError, match=r"has closed|is not open"):
+                if step is not Step.MASK:
+                    await call.write(head)
                 await call
             await until(lambda: all(agent.outcomes for agent in agents))
             assert {agent.outcomes[0].verdict.status for agent in agents} == {"late"}
@@ -340,6 +345,9 @@ def test_what_is_out_of_place_is_refused_counted_and_changes_nothing(running: Ru
             assert same(federation.parameters(name).shared, after_one_round(spec, NAMES[:4]))
             with pytest.raises(grpc.aio.AioRpcError, match="is not open"):
                 await agents[0].upload(hidden_parts(ref, bytes(size)))
+            admission = federation.coordinator.admission
+            assert admission.refused == {"client-0": 2, "client-1": 3, "client-4": 2}
+            assert admission.conduct.keys() == {"client-0"}  # for the wrong length
 
     asyncio.run(run())
 
@@ -387,6 +395,8 @@ def test_an_advertisement_of_someone_else_loses_its_sender_alone(running: Runnin
             assert same(federation.parameters(name).shared, after_one_round(spec, NAMES[1:]))
             verdict = agents[0].outcomes[0].verdict
             assert verdict.status == "refused" and "is client-1's" in verdict.reason
+            conduct = federation.coordinator.admission.conduct
+            assert {name: known.offences for name, known in conduct.items()} == {"client-0": 1}
 
     asyncio.run(run())
 

@@ -1,7 +1,6 @@
 """What became of a client's training is durable, and told to whoever asks for it later."""
 
 import asyncio
-from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
@@ -97,7 +96,7 @@ def test_work_says_which_training_of_the_client_was_folded_last(running: Running
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_coordinator_that_dies_at_a_commit_tells_what_the_commit_says(
+def test_a_coordinator_that_dies_at_a_commit_makes_it_and_tells_everybody(
     running: Running, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """The process ends before or after the transaction, and nobody hears of the round."""
@@ -108,13 +107,12 @@ def test_a_coordinator_that_dies_at_a_commit_tells_what_the_commit_says(
             driver = federation.coordinator.drivers[name := await federation.submit(SPEC)]
             commit, gone = driver.commit, asyncio.Event()
 
-            def dying(*arguments: Any) -> None:
+            async def dying(*arguments: Any) -> None:
                 if moment == "after":
-                    commit(*arguments)
-                loop.call_soon_threadsafe(gone.set)
-                raise CancelledError  # the driver ends where it is
+                    await commit(*arguments)
+                gone.set()
+                raise asyncio.CancelledError  # the driver ends where it is
 
-            loop = asyncio.get_running_loop()
             monkeypatch.setattr(driver, "commit", dying)
             monkeypatch.setattr(LiveRound, "announce", lambda *_: None)
             await gone.wait()
@@ -122,9 +120,9 @@ def test_a_coordinator_that_dies_at_a_commit_tells_what_the_commit_says(
         assert not agents[0].outcomes
         monkeypatch.undo()
         async with running() as federation:
-            expected = [(1, 0, "folded")] if moment == "after" else []
+            await until(lambda: federation.coordinator.drivers[name].committed)  # nobody is asked again
             for client in NAMES:
-                assert await told(federation, client, ref) == expected
+                assert await told(federation, client, ref) == [(1, 0, "folded")]
         async with running() as federation:
             await federation.agents(3)
             assert (await federation.ended(name)).state == "finished"
@@ -142,6 +140,7 @@ def test_a_run_that_is_stopped_while_it_commits_tells_what_was_committed(
             agents = await federation.agents(3)
             name = await federation.submit(SPEC)
             driver, store = federation.coordinator.drivers[name], federation.coordinator.store
+            task = driver.task
             committing, stopping, commit = asyncio.Event(), asyncio.Event(), store.commit_round
 
             def slow(*arguments: Any) -> None:
@@ -152,10 +151,11 @@ def test_a_run_that_is_stopped_while_it_commits_tells_what_was_committed(
             loop = asyncio.get_running_loop()
             monkeypatch.setattr(store, "commit_round", slow)
             await committing.wait()
-            stop = asyncio.ensure_future((await federation.operator()).Stop(pb.RunName(run=name)))
-            await until(lambda: driver.task and driver.task.done())
+            stop = asyncio.ensure_future(driver.stop())
+            await until(lambda: task and task.done())
             stopping.set()
-            assert ((await stop).state, (await stop).round) == ("stopped", 1)
+            await stop
+            assert (driver.run.state, len(driver.committed)) == ("stopped", 1)
             await until(lambda: all(agent.outcomes for agent in agents))
             assert [agent.outcomes[0].verdict.status for agent in agents] == ["folded"] * 3
             assert federation.coordinator.drivers[name].clients.keys() == set(NAMES)

@@ -17,6 +17,7 @@ from fedcore.messages import (
     Decline,
     Hello,
     Outcome,
+    Pause,
     Ref,
     Secure,
     Submission,
@@ -30,6 +31,7 @@ from fedcore.wire.codec import (
     MAX_KEY,
     MAX_LAYOUT,
     MAX_PARTS,
+    MAX_PAUSE,
     MAX_PENDING,
     MAX_SECURE,
     MAX_SPEC,
@@ -60,6 +62,9 @@ refs = st.builds(
 )
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=MAX_TEXT)
 pending = st.lists(refs, max_size=MAX_PENDING).map(tuple)
+instances = st.integers(0, 2**64 - 1)
+words = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True)
+labels = st.dictionaries(words, words, max_size=16)
 verdicts = st.builds(Verdict, st.sampled_from(["folded", "late", "refused"]), texts)
 floats = st.floats(allow_nan=False)
 lengths = st.integers(0, 2**64 - 1)
@@ -91,16 +96,16 @@ def parsed(message: Any) -> Any:
 
 
 @given(
-    st.builds(Hello, st.dictionaries(names, shas, max_size=5), st.booleans(), pending)
+    st.builds(Hello, st.dictionaries(names, shas, max_size=5), st.booleans(), pending, instances, labels)
     | st.builds(Decline, refs, texts)
 )
 def test_what_an_agent_says_arrives_equal(message: Hello | Decline) -> None:
     assert codec.from_agent(parsed(to_wire(message))) == message
 
 
-@given(st.builds(Outcome, refs, verdicts))
-def test_an_outcome_arrives_equal(outcome: Outcome) -> None:
-    assert codec.to_agent(parsed(to_wire(outcome))) == outcome
+@given(st.builds(Outcome, refs, verdicts) | st.builds(Pause, st.floats(0, MAX_PAUSE)))
+def test_what_a_coordinator_says_arrives_equal(message: Outcome | Pause) -> None:
+    assert codec.to_agent(parsed(to_wire(message))) == message
 
 
 @given(refs, st.binary(max_size=40))
@@ -156,6 +161,7 @@ DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
     (pb.ToAgent, codec.to_agent, WORK),
     (pb.ToAgent, codec.to_agent, replace(WORK, key=Signed(chain=[b"c"]).SerializeToString())),
     (pb.ToAgent, codec.to_agent, Outcome(REF, Verdict("folded"))),
+    (pb.ToAgent, codec.to_agent, Pause(1.5)),
     (pb.UploadPart, codec.upload_head, HEAD),
     (pb.SubmitPart, codec.submission, RUN),
     (pb.Blob, codec.blob_from_wire, Blob(SHA, 1)),
@@ -217,6 +223,12 @@ BAD = [
     (codec.from_agent, wire(Decline(REF, ""), decline__ref__kind=9), "kind 9"),
     (codec.from_agent, wire(Decline(REF, ""), decline__ref__round=0), "round 0"),
     (codec.from_agent, wire(Decline(REF, ""), decline__ref__run="../x"), "'../x'"),
+    (codec.from_agent, wire(Hello({}), hello__labels={"site": "e u"}), "labels: expected at most 16 labels"),
+    (codec.from_agent, wire(Hello({}), hello__labels={"x" * 65: "eu"}), "1 to 64 letters"),
+    (codec.from_agent, wire(Hello({}), hello__labels={f"x{i}": "" for i in range(17)}), "at most 16 labels"),
+    (codec.to_agent, to_wire(Pause(MAX_PAUSE + 1)), "pause is 3601.0 seconds, expected at most 3600"),
+    (codec.to_agent, to_wire(Pause(-1.0)), "pause is -1.0"),
+    (codec.to_agent, to_wire(Pause(float("nan"))), "pause is nan"),
     (codec.to_agent, pb.ToAgent(), "empty"),
     (codec.to_agent, wire(Outcome(REF, Verdict("late")), outcome__verdict__status=0), "status 0"),
     (codec.to_agent, wire(WORK, assignment__deadline=0.0), "deadline is 0"),

@@ -26,7 +26,7 @@ from fedcore.crypto.secagg.recovery import masks_in_sum
 from fedcore.crypto.secagg.signing import heard, holds, parsed, say, votes
 from fedcore.crypto.shamir import SHARE
 from fedcore.crypto.trust import Trust
-from fedcore.errors import AuthenticationError, ProtocolError, SpecError
+from fedcore.errors import AuthenticationError, Blameless, ProtocolError, SpecError
 from fedcore.wire.v1 import secagg_pb2 as pb
 
 Telling = tuple[str, bytes]  # a message's step and content
@@ -118,7 +118,7 @@ class Server:
             return
         said = heard(message)
         if client not in self.waiting or said.step != self.step or self.step is Step.MASK:
-            raise ProtocolError(
+            raise Blameless(
                 f"{said.step!r} of {client} is out of place: expected {self.step.value!r} of "
                 f"{len(self.waiting)} clients"
             )
@@ -139,12 +139,12 @@ class Server:
     def _admitted(self, client: str, said: pb.Said) -> Member:
         """Return who advertises itself; raises ProtocolError and AuthenticationError."""
         if len(self._admissions) == self._config.asked:
-            raise ProtocolError(f"the cohort is full: {self._config.asked} clients have advertised")
+            raise Blameless(f"the cohort is full: {self._config.asked} clients have advertised")
         member = admitted(self._config, self._trust, said, [said.issuer])
         if member.name != client:
             raise AuthenticationError(f"the advertisement of {client} is {member.name}'s")
         if len({*member.keys} - self._keys) < len(member.keys):
-            raise ProtocolError(f"a key of {client} is another's too, or is used twice")
+            raise Blameless(f"a key of {client} is another's too, or is used twice")
         for public in (member.mask_key, member.channel_key):
             ANYONE.agreed(public)
         return member
@@ -178,7 +178,7 @@ class Server:
     def uploaded(self, client: str) -> None:
         """Take note that a client's masked words are on disk; raises ProtocolError where they are late."""
         if self.step is not Step.MASK or client not in self.waiting:
-            raise ProtocolError(
+            raise Blameless(
                 f"masked words of {client} are out of place: the sum is fixed, or it has sent some"
             )
         self._record(pb.Recorded(uploaded=client).SerializeToString())

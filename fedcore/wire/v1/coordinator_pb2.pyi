@@ -73,16 +73,27 @@ class FromAgent(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., decline: _Optional[_Union[Decline, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., secure: _Optional[_Union[Secure, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "tasks", "evaluator", "pending")
+    __slots__ = ("version", "tasks", "evaluator", "pending", "labels", "instance")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     EVALUATOR_FIELD_NUMBER: _ClassVar[int]
     PENDING_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     version: int
     tasks: _containers.RepeatedCompositeFieldContainer[TaskName]
     evaluator: bool
     pending: _containers.RepeatedCompositeFieldContainer[Ref]
-    def __init__(self, version: _Optional[int] = ..., tasks: _Optional[_Iterable[_Union[TaskName, _Mapping]]] = ..., evaluator: bool = ..., pending: _Optional[_Iterable[_Union[Ref, _Mapping]]] = ...) -> None: ...
+    labels: _containers.ScalarMap[str, str]
+    instance: int
+    def __init__(self, version: _Optional[int] = ..., tasks: _Optional[_Iterable[_Union[TaskName, _Mapping]]] = ..., evaluator: bool = ..., pending: _Optional[_Iterable[_Union[Ref, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., instance: _Optional[int] = ...) -> None: ...
 
 class TaskName(_message.Message):
     __slots__ = ("name", "digest")
@@ -107,16 +118,24 @@ class Accept(_message.Message):
     def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ...) -> None: ...
 
 class ToAgent(_message.Message):
-    __slots__ = ("welcome", "assignment", "outcome", "secure")
+    __slots__ = ("welcome", "assignment", "outcome", "secure", "pause")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     SECURE_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     assignment: Assignment
     outcome: Outcome
     secure: Secure
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., secure: _Optional[_Union[Secure, _Mapping]] = ...) -> None: ...
+    pause: Pause
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., secure: _Optional[_Union[Secure, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ...) -> None: ...
+
+class Pause(_message.Message):
+    __slots__ = ("seconds",)
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("coordinator",)
@@ -125,7 +144,7 @@ class Welcome(_message.Message):
     def __init__(self, coordinator: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("ref", "task", "spec", "layout", "parameters", "cohort", "deadline", "folded", "clip", "key", "certificate")
+    __slots__ = ("ref", "task", "spec", "layout", "parameters", "cohort", "deadline", "folded", "clip", "key", "certificate", "content")
     REF_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +156,7 @@ class Assignment(_message.Message):
     CLIP_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     ref: Ref
     task: TaskName
     spec: str
@@ -148,7 +168,8 @@ class Assignment(_message.Message):
     clip: float
     key: _authority_pb2.Signed
     certificate: bytes
-    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., spec: _Optional[str] = ..., layout: _Optional[str] = ..., parameters: _Optional[_Union[Blob, _Mapping]] = ..., cohort: _Optional[int] = ..., deadline: _Optional[float] = ..., folded: _Optional[_Union[Ref, _Mapping]] = ..., clip: _Optional[float] = ..., key: _Optional[_Union[_authority_pb2.Signed, _Mapping]] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+    content: bytes
+    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., task: _Optional[_Union[TaskName, _Mapping]] = ..., spec: _Optional[str] = ..., layout: _Optional[str] = ..., parameters: _Optional[_Union[Blob, _Mapping]] = ..., cohort: _Optional[int] = ..., deadline: _Optional[float] = ..., folded: _Optional[_Union[Ref, _Mapping]] = ..., clip: _Optional[float] = ..., key: _Optional[_Union[_authority_pb2.Signed, _Mapping]] = ..., certificate: _Optional[bytes] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class AggregatorKey(_message.Message):
     __slots__ = ("ref", "public_key")
@@ -182,6 +203,14 @@ class Verdict(_message.Message):
     reason: str
     def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class Wanted(_message.Message):
+    __slots__ = ("blob", "offset")
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    blob: Blob
+    offset: int
+    def __init__(self, blob: _Optional[_Union[Blob, _Mapping]] = ..., offset: _Optional[int] = ...) -> None: ...
+
 class UploadPart(_message.Message):
     __slots__ = ("header", "chunk")
     HEADER_FIELD_NUMBER: _ClassVar[int]
@@ -191,7 +220,7 @@ class UploadPart(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("ref", "scalars", "vectors", "payload")
+    __slots__ = ("ref", "scalars", "vectors", "payload", "offset")
     class ScalarsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -203,11 +232,13 @@ class UploadHeader(_message.Message):
     SCALARS_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     ref: Ref
     scalars: _containers.ScalarMap[str, float]
     vectors: _containers.RepeatedCompositeFieldContainer[VectorHead]
     payload: Blob
-    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., scalars: _Optional[_Mapping[str, float]] = ..., vectors: _Optional[_Iterable[_Union[VectorHead, _Mapping]]] = ..., payload: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
+    offset: int
+    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., scalars: _Optional[_Mapping[str, float]] = ..., vectors: _Optional[_Iterable[_Union[VectorHead, _Mapping]]] = ..., payload: _Optional[_Union[Blob, _Mapping]] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class VectorHead(_message.Message):
     __slots__ = ("name", "length")
@@ -216,6 +247,14 @@ class VectorHead(_message.Message):
     name: str
     length: int
     def __init__(self, name: _Optional[str] = ..., length: _Optional[int] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("bytes", "received")
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    received: bool
+    def __init__(self, bytes: _Optional[int] = ..., received: bool = ...) -> None: ...
 
 class Receipt(_message.Message):
     __slots__ = ("ref",)
@@ -286,3 +325,52 @@ class RunInfo(_message.Message):
     created: float
     layout: str
     def __init__(self, run: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., task: _Optional[str] = ..., parameters: _Optional[_Union[Blob, _Mapping]] = ..., metrics: _Optional[_Iterable[str]] = ..., created: _Optional[float] = ..., layout: _Optional[str] = ...) -> None: ...
+
+class ClientsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ClientName(_message.Message):
+    __slots__ = ("client",)
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    def __init__(self, client: _Optional[str] = ...) -> None: ...
+
+class ClientList(_message.Message):
+    __slots__ = ("clients",)
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    clients: _containers.RepeatedCompositeFieldContainer[ClientInfo]
+    def __init__(self, clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ...) -> None: ...
+
+class ClientInfo(_message.Message):
+    __slots__ = ("client", "connected", "evaluator", "labels", "run", "refused", "reason", "offences", "offence", "offended", "quarantined")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    EVALUATOR_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    OFFENCES_FIELD_NUMBER: _ClassVar[int]
+    OFFENCE_FIELD_NUMBER: _ClassVar[int]
+    OFFENDED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    connected: bool
+    evaluator: bool
+    labels: _containers.ScalarMap[str, str]
+    run: str
+    refused: int
+    reason: str
+    offences: int
+    offence: str
+    offended: float
+    quarantined: bool
+    def __init__(self, client: _Optional[str] = ..., connected: bool = ..., evaluator: bool = ..., labels: _Optional[_Mapping[str, str]] = ..., run: _Optional[str] = ..., refused: _Optional[int] = ..., reason: _Optional[str] = ..., offences: _Optional[int] = ..., offence: _Optional[str] = ..., offended: _Optional[float] = ..., quarantined: bool = ...) -> None: ...

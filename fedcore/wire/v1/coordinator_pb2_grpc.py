@@ -42,13 +42,18 @@ class CoordinatorStub(object):
                 _registered_method=True)
         self.Download = channel.unary_stream(
                 '/fedcore.wire.v1.Coordinator/Download',
-                request_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Blob.SerializeToString,
+                request_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Wanted.SerializeToString,
                 response_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Chunk.FromString,
                 _registered_method=True)
         self.Upload = channel.stream_unary(
                 '/fedcore.wire.v1.Coordinator/Upload',
                 request_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.UploadPart.SerializeToString,
                 response_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Receipt.FromString,
+                _registered_method=True)
+        self.Standing = channel.unary_unary(
+                '/fedcore.wire.v1.Coordinator/Standing',
+                request_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.UploadHeader.SerializeToString,
+                response_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Progress.FromString,
                 _registered_method=True)
 
 
@@ -71,7 +76,15 @@ class CoordinatorServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """One update: a header, then its payload in chunks. Acknowledged once it is on disk.
+        """One update: a header, then its payload in chunks. Acknowledged once it is on disk; the same again is
+        acknowledged again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Standing(self, request, context):
+        """How much of an update is here, so that the rest can follow; asked after a transfer has failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,13 +100,18 @@ def add_CoordinatorServicer_to_server(servicer, server):
             ),
             'Download': grpc.unary_stream_rpc_method_handler(
                     servicer.Download,
-                    request_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Blob.FromString,
+                    request_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Wanted.FromString,
                     response_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Chunk.SerializeToString,
             ),
             'Upload': grpc.stream_unary_rpc_method_handler(
                     servicer.Upload,
                     request_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.UploadPart.FromString,
                     response_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Receipt.SerializeToString,
+            ),
+            'Standing': grpc.unary_unary_rpc_method_handler(
+                    servicer.Standing,
+                    request_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.UploadHeader.FromString,
+                    response_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Progress.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -149,7 +167,7 @@ class Coordinator(object):
             request,
             target,
             '/fedcore.wire.v1.Coordinator/Download',
-            fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Blob.SerializeToString,
+            fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Wanted.SerializeToString,
             fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Chunk.FromString,
             options,
             channel_credentials,
@@ -178,6 +196,33 @@ class Coordinator(object):
             '/fedcore.wire.v1.Coordinator/Upload',
             fedcore_dot_wire_dot_v1_dot_coordinator__pb2.UploadPart.SerializeToString,
             fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Standing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedcore.wire.v1.Coordinator/Standing',
+            fedcore_dot_wire_dot_v1_dot_coordinator__pb2.UploadHeader.SerializeToString,
+            fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Progress.FromString,
             options,
             channel_credentials,
             insecure,
@@ -229,6 +274,16 @@ class OperatorStub(object):
                 request_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.RunName.SerializeToString,
                 response_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Chunk.FromString,
                 _registered_method=True)
+        self.Clients = channel.unary_unary(
+                '/fedcore.wire.v1.Operator/Clients',
+                request_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientsRequest.SerializeToString,
+                response_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientList.FromString,
+                _registered_method=True)
+        self.Lift = channel.unary_unary(
+                '/fedcore.wire.v1.Operator/Lift',
+                request_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientName.SerializeToString,
+                response_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientInfo.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer(object):
@@ -274,6 +329,20 @@ class OperatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Clients(self, request, context):
+        """Every client that is connected, or of which something was refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lift(self, request, context):
+        """Forget the offences of a client, and with them its quarantine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -306,6 +375,16 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.Fetch,
                     request_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.RunName.FromString,
                     response_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Chunk.SerializeToString,
+            ),
+            'Clients': grpc.unary_unary_rpc_method_handler(
+                    servicer.Clients,
+                    request_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientsRequest.FromString,
+                    response_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientList.SerializeToString,
+            ),
+            'Lift': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lift,
+                    request_deserializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientName.FromString,
+                    response_serializer=fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientInfo.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -471,6 +550,60 @@ class Operator(object):
             '/fedcore.wire.v1.Operator/Fetch',
             fedcore_dot_wire_dot_v1_dot_coordinator__pb2.RunName.SerializeToString,
             fedcore_dot_wire_dot_v1_dot_coordinator__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Clients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedcore.wire.v1.Operator/Clients',
+            fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientsRequest.SerializeToString,
+            fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedcore.wire.v1.Operator/Lift',
+            fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientName.SerializeToString,
+            fedcore_dot_wire_dot_v1_dot_coordinator__pb2.ClientInfo.FromString,
             options,
             channel_credentials,
             insecure,
