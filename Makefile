@@ -10,7 +10,7 @@ protoc = $(BIN)/python -m grpc_tools.protoc -I. --python_out=$1 --pyi_out=$1 --g
 # Without bytecode every process that the demo and the tests start would compile torch anew, ten seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help dev demo test test-full check bench docs proto clean
+.PHONY: help dev demo test test-full check bench chaos docs proto clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -31,8 +31,8 @@ demo: dev ## simulate a task, deploy it on this machine, compare the two models
 test: dev ## the quick tests
 	@$(BIN)/pytest -q
 
-test-full: dev ## every test, then the minutes that each folder took
-	@PYTHONPATH=tests/tools $(BIN)/pytest -q -m "" -p minutes
+test-full: dev ## every test, on SQLite and PostgreSQL, then the minutes that each folder took
+	@PYTHONPATH=tests/tools $(BIN)/pytest -q -m "" -p minutes --postgres
 
 check: dev ## lint, types, import rules, generated code, the built wheel
 	@$(BIN)/ruff check
@@ -55,7 +55,14 @@ bench: dev ## the figures of the README, as JSON lines
 	@for encryption in tls sealed secagg; do $(BIN)/fedcore bench deploy --params 100000 --clients 8 --rounds 20 \
 		--encryption $$encryption || exit 1; done
 	@$(BIN)/fedcore bench deploy --params 1000 --clients 2 --rounds 20
-	@$(BIN)/fedcore bench deploy --params 10000000 --clients 2 --rounds 5
+	@$(BIN)/fedcore bench deploy --params 1000 --clients 10 --rounds 60
+	@$(BIN)/fedcore bench deploy --params 10000000 --clients 2 --rounds 8
+	@$(BIN)/fedcore bench deploy --params 100000000 --clients 2 --rounds 1
+	@$(BIN)/fedcore bench load
+	@$(BIN)/fedcore bench scale
+
+chaos: dev ## hundreds of kills at random, after which nothing may be lost
+	@$(BIN)/fedcore bench chaos
 
 docs: dev ## the documents, into site/
 	@# No --quiet: it drops the warnings before --strict counts them, and the build is green.

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from fedcore.audit_cli import audit
 from fedcore.bench.cli import app as bench
 from fedcore.client.cli import app as client
+from fedcore.clients_cli import app as clients
 from fedcore.demo import app as demo
 from fedcore.errors import FedcoreError
 from fedcore.privacy_cli import app as privacy
@@ -22,7 +23,7 @@ from fedcore.strategies_cli import strategies
 
 ORDER = (
     *("simulate", "new", "strategies", "privacy", "audit", "client"),
-    *("authority", "server", "run", "demo", "bench"),
+    *("authority", "server", "run", "clients", "demo", "bench"),
 )
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -55,7 +56,6 @@ app = typer.Typer(
     cls=Roof,
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
     pretty_exceptions_enable=False,  # they print local variables, and those may be tokens and data
     epilog="Start with [bold]fedcore demo[/bold], or with a project of your own: "
     "[bold]fedcore new my-project[/bold]. Every command has examples: [bold]fedcore simulate --help[/bold].",
@@ -83,7 +83,7 @@ app.command(rich_help_panel="Simulate on this machine")(strategies)
 app.add_typer(privacy, rich_help_panel="Simulate on this machine")
 app.command(rich_help_panel="Simulate on this machine")(audit)
 app.add_typer(client, rich_help_panel="Take part with a device")
-for operated in (authority, server, run):
+for operated in (authority, server, run, clients):
     app.add_typer(operated, rich_help_panel="Operate a federation")
 for seen in (demo, bench):
     app.add_typer(seen, rich_help_panel="See and measure")

@@ -1,6 +1,7 @@
 """`fedcore bench`: the figures that the documents quote."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,6 @@ app = typer.Typer(
     name="bench",
     help="Figures, as JSON lines, measured beside their reference in one run.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
 )
 
 
@@ -18,8 +18,13 @@ app = typer.Typer(
 def simulate(
     job: Annotated[str, typer.Argument(help="A name of fedcore.bench.jobs, as digits-mlp-100.")],
     rounds: Annotated[int | None, typer.Option(help="Rounds, if not the job's own.")] = None,
-    engine: Annotated[str, typer.Option(help="auto, sequential, vectorized or processes.")] = "sequential",
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: what helps, up to the cores.")] = 0,
+    engine: Annotated[
+        str, typer.Option(help="auto, sequential, vectorized, processes or ray.")
+    ] = "sequential",
+    workers: Annotated[int, typer.Option(min=0, help="Processes or threads; 0: measured.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the spec, as client.device=cuda.")
+    ] = None,
 ) -> None:
     """Time the simulation of a job beside the plain PyTorch loop.
 
@@ -28,14 +33,41 @@ def simulate(
     fedcore bench simulate digits-mlp-100 --engine auto
 
     fedcore bench simulate mnist-cnn-100 --engine processes --workers 2
-    """
-    from fedcore.bench.jobs import JOBS
-    from fedcore.bench.simulate import measure
-    from fedcore.errors import SpecError, nearest
 
-    if job not in JOBS:
-        raise SpecError(f"job {job!r} is not known{nearest(job, JOBS)}")
-    typer.echo(json.dumps(measure(job, rounds, engine, workers)))
+    fedcore bench simulate digits-mlp-10000 --engine auto
+
+    fedcore bench simulate cifar-cnn-1000 --engine auto --set client.device=cuda --set client.autocast=true
+    """
+    from fedcore.bench.simulate import measure
+
+    typer.echo(json.dumps(measure(job, rounds, engine, workers, overrides or ())))
+
+
+@app.command()
+def scale(
+    cohorts: Annotated[
+        str, typer.Option(help="Sizes of the cohort, by commas.")
+    ] = "10,100,1000,10000,100000",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds after the first, which warms up.")] = 3,
+    plot: Annotated[Path | None, typer.Option(help="Draw the lines, as scale.svg.")] = None,
+) -> None:
+    """Time simulated rounds of growing cohorts, and say where their time goes.
+
+    [bold]Examples[/bold]
+
+    fedcore bench scale --cohorts 10,1000 --rounds 5
+
+    fedcore bench scale --plot scale.svg
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells the terminal what it does
+    from fedcore.bench import scale
+
+    lines = []
+    for line in scale.measure([int(size) for size in cohorts.split(",")], rounds):
+        lines.append(line)
+        typer.echo(json.dumps(line))
+    if plot:
+        scale.plot(lines, plot)
 
 
 @app.command()
@@ -44,6 +76,7 @@ def deploy(
     clients: Annotated[int, typer.Option(min=1, help="Agents.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds after the first, which warms up.")] = 10,
     encryption: Annotated[str, typer.Option(help="tls, sealed or secagg.")] = "tls",
+    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value of the spec.")] = None,
 ) -> None:
     """Time rounds of a real federation on loopback, with mutual TLS and without training.
 
@@ -52,10 +85,32 @@ def deploy(
     fedcore bench deploy --params 10000000 --clients 2 --rounds 5
 
     fedcore bench deploy --params 100000 --clients 8 --encryption secagg
+
+    fedcore bench deploy --params 100000000 --clients 4 --rounds 1 --set strategy.name=krum
     """
     from fedcore.bench.deploy import measure
 
-    typer.echo(json.dumps(measure(parameters, clients, rounds, encryption)))
+    typer.echo(json.dumps(measure(parameters, clients, rounds, encryption, changes or ())))
+
+
+@app.command()
+def load(
+    agents: Annotated[int, typer.Option(min=2, help="Connected at once.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds before the coordinator is killed.")] = 8,
+    parameters: Annotated[int, typer.Option("--params", min=1, help="Of the model, float32.")] = 10_000,
+    registered: Annotated[int, typer.Option(help="Clients that the run knows, most of them away.")] = 10_000,
+) -> None:
+    """Load a coordinator with many light agents, kill it, and have them all back.
+
+    [bold]Examples[/bold]
+
+    fedcore bench load
+
+    fedcore bench load --agents 100 --registered 0
+    """
+    from fedcore.bench.load import measure
+
+    typer.echo(json.dumps(measure(agents, rounds, parameters, registered)))
 
 
 @app.command()
@@ -100,12 +155,8 @@ def privacy(
 
     fedcore bench privacy digits-cnn-100 --clipping ghost
     """
-    from fedcore.bench.jobs import JOBS
     from fedcore.bench.privacy import measure
-    from fedcore.errors import SpecError, nearest
 
-    if job not in JOBS:
-        raise SpecError(f"job {job!r} is not known{nearest(job, JOBS)}")
     typer.echo(json.dumps(measure(job, clipping, rounds)))
 
 
@@ -166,3 +217,21 @@ def secagg(
 
     for line in measure(clients, parameters, lost, degree, encoding):
         typer.echo(json.dumps(line))
+
+
+@app.command()
+def chaos(
+    kills: Annotated[int, typer.Option(min=1, help="Processes to kill.")] = 300,
+    seed: Annotated[int, typer.Option(help="Of which process dies when.")] = 0,
+) -> None:
+    """Kill the processes of a federation at random; fail if an update is lost or a model differs.
+
+    [bold]Examples[/bold]
+
+    fedcore bench chaos --kills 30
+    """
+    from fedcore.bench.chaos import measure
+
+    for line in measure(kills, seed):
+        typer.echo(json.dumps(line))
+    raise typer.Exit(bool(line["lost"] or line["mismatches"]))
