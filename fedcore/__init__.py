@@ -9,25 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedcore.data import ArrayDataset, Split
-    from fedcore.errors import FedcoreError
-    from fedcore.simulations.result import Result
-    from fedcore.simulations.run import simulate
-    from fedcore.spec import RunSpec
-    from fedcore.strategies.strategy import Strategy
-    from fedcore.task import Client, Task
-
-__all__ = [
-    "ArrayDataset",
-    "Client",
-    "FedcoreError",
-    "Result",
-    "RunSpec",
-    "Split",
-    "Strategy",
-    "Task",
-    "simulate",
-]
+    from fedcore.data import ArrayDataset as ArrayDataset
+    from fedcore.data import Split as Split
+    from fedcore.errors import FedcoreError as FedcoreError
+    from fedcore.simulations.result import Result as Result
+    from fedcore.simulations.run import simulate as simulate
+    from fedcore.spec import RunSpec as RunSpec
+    from fedcore.strategies.strategy import Strategy as Strategy
+    from fedcore.task import Client as Client
+    from fedcore.task import Task as Task
 
 _HOMES = {
     "ArrayDataset": "fedcore.data",
@@ -40,6 +30,7 @@ _HOMES = {
     "Task": "fedcore.task",
     "simulate": "fedcore.simulations.run",
 }
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

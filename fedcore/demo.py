@@ -1,6 +1,9 @@
 """`fedcore demo`: the whole way in one command, and what a curious coordinator reads on it."""
 
 import json
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +17,7 @@ from rich.console import Console
 console = Console()
 CLIENTS = 4
 
-app = typer.Typer(name="demo", rich_markup_mode="rich")
+app = typer.Typer(name="demo")
 
 
 @app.callback(invoke_without_command=True)
@@ -104,11 +107,6 @@ def step(title: str) -> Iterator[None]:
 
 def simulated(spec: Path, out: Path, *options: str) -> str:
     """Run `fedcore simulate` as a person would and return the model's hash."""
-    import json
-    import shutil
-    import subprocess
-    import sys
-
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "fedcore", "simulate", str(spec), *options, "--out", str(out)]
     subprocess.run(command, check=True)

@@ -8,7 +8,7 @@ spec asks for it, so a plug-in that cannot be imported harms nobody else.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import KW_ONLY, MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -63,6 +63,7 @@ def _load(point: EntryPoint, what: str) -> Any:
         raise SpecError(f"{what}: importing {point.value} failed: {type(error).__name__}: {error}") from error
 
 
+@dataclass(frozen=True, eq=False)
 class Parts(Mapping[str, Callable[..., Any]]):
     """The parts of one kind by name: ours, then the plug-ins, which never replace one of ours.
 
@@ -70,18 +71,11 @@ class Parts(Mapping[str, Callable[..., Any]]):
     the spec names: only for a spec of one's own, never for what came from a peer.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        built_in: Mapping[str, Callable[..., Any]],
-        *,
-        local: bool = False,
-        folder: Path | None = None,
-    ) -> None:
-        self.kind = kind
-        self.built_in = built_in
-        self.local = local
-        self.folder = folder
+    kind: str
+    built_in: Mapping[str, Callable[..., Any]]
+    _: KW_ONLY
+    local: bool = False
+    folder: Path | None = None
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         if name in self.built_in:

@@ -16,12 +16,7 @@ if TYPE_CHECKING:
     from fedcore.privacy.levels import Private
     from fedcore.spec import RunSpec
 
-app = typer.Typer(
-    name="privacy",
-    help="Differential privacy: what a run promises, before it starts.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-)
+app = typer.Typer(name="privacy", no_args_is_help=True)
 
 TARGETS = (1.0, 3.0, 8.0)
 

@@ -13,8 +13,8 @@ STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what the caller passed as `extra`."""
-    return {key: value for key, value in vars(record).items() if key not in STANDARD}
+    """Return what the caller passed as `extra`; a name that begins with _ is some library's own."""
+    return {key: value for key, value in vars(record).items() if key not in STANDARD and key[0] != "_"}
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from fedcore.client.examples import ArrayExamples, Examples, TensorExamples
+from fedcore.client.examples import Examples, PairExamples
+from fedcore.errors import expect
 from fedcore.layout import Vector
 from fedcore.plugins import build
 from fedcore.seeds import generator
 from fedcore.simulations.answers import Answers
 from fedcore.simulations.attacks import ATTACKS, Context, Forges, Lies, Poisons, Triggered
-from fedcore.simulations.attacks.attack import Deltas, expect
+from fedcore.simulations.attacks.attack import Deltas
 from fedcore.strategies.terms import Rows
 
 
@@ -86,7 +87,7 @@ class Adversary:
         if client not in self.malicious or not isinstance(self.attack, Poisons) or not len(examples):
             return examples
         x, y = examples.batch(slice(0, len(examples)))
-        return _like(self.attack.poison(x, y, generator(self.seed, "poison", client)))
+        return PairExamples(*self.attack.poison(x, y, generator(self.seed, "poison", client)))
 
     def triggered(self, examples: Examples) -> Examples | None:
         """Return the test examples on which a backdoor shows, labelled with what the attacker wants.
@@ -95,7 +96,7 @@ class Adversary:
         """
         if not isinstance(self.attack, Triggered) or not len(examples):
             return None
-        return _like(self.attack.triggered(*examples.batch(slice(0, len(examples)))))
+        return PairExamples(*self.attack.triggered(*examples.batch(slice(0, len(examples)))))
 
     def forge(
         self, clients: Sequence[str], rows: Rows, aggregate: Callable[[Deltas], Vector], round: int
@@ -143,9 +144,3 @@ def attacked(
     names = [clients[i] for i in order]
     rows = adversary.forge(names, Rows.stacked([part.rows for part in parts]).taken(order), aggregate, round)
     yield Answers(names, rows, [kept[i] for i in order])
-
-
-def _like(batch: tuple[Any, Any]) -> Examples:
-    """Return examples of arrays or of tensors, as the batch is."""
-    x, y = batch
-    return ArrayExamples(x, y) if isinstance(x, np.ndarray) else TensorExamples(x, y)

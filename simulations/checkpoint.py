@@ -27,7 +27,7 @@ from fedcore.simulations.answers import ClientStates
 from fedcore.simulations.at_work import AtWork
 from fedcore.simulations.result import write
 from fedcore.spec import RunSpec
-from fedcore.strategies.checkpoint import load_state, save_state
+from fedcore.strategies.checkpoint import group, load_state, save_state
 from fedcore.strategies.rounds import State
 
 Row = dict[str, Any]
@@ -69,8 +69,8 @@ class Journal:
         """
         number = self.states.file.round
         state, beside = load_state(self._state(number))
-        at_work = _of("at_work/", beside)
-        snapshot = Snapshot(state, _of("attack/", beside), AtWork.of(at_work) if at_work else None)
+        at_work = group("at_work", beside)
+        snapshot = Snapshot(state, group("attack", beside), AtWork.of(at_work) if at_work else None)
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines()[:number]
         if len(lines) < number:
@@ -111,10 +111,6 @@ class Journal:
 
     def _state(self, number: int) -> Path:
         return self.folder / STATE / f"round-{number}.safetensors"
-
-
-def _of(group: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix(group): a for name, a in arrays.items() if name.startswith(group)}
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from fedcore.simulations.attacks import ATTACKS
 from fedcore.simulations.grid_cells import Axes, Cell, cells, label
 from fedcore.simulations.grid_report import report, table
 from fedcore.simulations.population import client_name
-from fedcore.simulations.result import SPENT, make_folder
+from fedcore.simulations.result import SPENT, make_folder, write
 from fedcore.simulations.run import Progress, simulate
 from fedcore.spec import RunSpec
 from fedcore.strategies.catalog import strategy_of
@@ -166,9 +166,8 @@ class Grid:
 
     def _save(self) -> None:
         """Write grid.json, all of it or nothing, and table.csv."""
-        part, summary = self.folder / f"{RECORD}.part", self.summary()
-        part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.folder / RECORD)
+        summary = self.summary()
+        write(self.folder / RECORD, json.dumps(summary, indent=2) + "\n")
         (self.folder / "table.csv").write_text(table(summary), encoding="utf-8")
 
 

@@ -3,11 +3,11 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
@@ -15,7 +15,7 @@ import tomli_w
 from numpy.typing import NDArray
 
 from fedcore.simulations.grid_cells import label, short_names
-from fedcore.simulations.grid_utility import utility
+from fedcore.simulations.grid_utility import SEED, Summary, utility
 from fedcore.simulations.page import FAINT, INK, SOFT, canvas, inline, page, section
 from fedcore.simulations.page import table as html_table
 from fedcore.simulations.result import LAST
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Summary = Mapping[str, Any]  # what grid.json holds
-SEED = "run.seed"
 WIDTH = 10  # inches of the page, to which what is wider is shrunk
 LETTER = 0.095  # inches of a letter on an axis
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green and blue (Rec. 709)

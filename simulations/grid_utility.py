@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fedcore.simulations.grid_cells import label, short_names
-from fedcore.simulations.page import BLUE, FAINT, GREEN, INK, ORANGE, canvas, inline, section
+from fedcore.simulations.page import BLUE, GREEN, INK, ORANGE, canvas, inline, plain, section
 from fedcore.simulations.result import SPENT
 
 if TYPE_CHECKING:
@@ -69,13 +69,7 @@ def draw(lines: Mapping[str, Sequence[Point]], metric: str) -> "Figure":
                 height, label=way if not finite else None, color=colour, linestyle="--", linewidth=1.5
             )
     axes.set_xscale("log")
-    axes.set_xlabel("epsilon, against whoever receives the model", fontsize=11, color=INK)
-    axes.set_ylabel(metric, fontsize=11, color=INK)
-    axes.set_facecolor("none")
-    axes.grid(color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(which="both", colors=INK, labelsize=10, length=0)
+    plain(axes, "epsilon, against whoever receives the model", metric)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     if len(lines) > 1:

@@ -6,8 +6,12 @@ from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 from string import Template
+from typing import TYPE_CHECKING
 
 from fedcore.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 try:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -74,6 +78,17 @@ def canvas(width: float, height: float) -> Figure:
     drawing = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     FigureCanvasSVG(drawing)
     return drawing
+
+
+def plain(axes: "Axes", across: str, up: str = "") -> None:
+    """Give axes the page's look: labels, a faint grid behind what is drawn, no frame."""
+    axes.set_xlabel(across, fontsize=11, color=INK)
+    axes.set_ylabel(up, fontsize=11, color=INK)
+    axes.set_facecolor("none")
+    axes.grid(color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(which="both", colors=INK, labelsize=10, length=0)
 
 
 def inline(drawing: Figure, label: str) -> str:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedcore.errors import SpecError
+from fedcore.errors import expect
 from fedcore.plugins import build
 from fedcore.seeds import generator
 from fedcore.simulations.population import Population
@@ -31,7 +31,7 @@ class Constant:
     seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        _expect(0 < self.seconds < np.inf, self, "finite seconds > 0")
+        expect(0 < self.seconds < np.inf, self, "finite seconds > 0")
 
     def pace(self, rng: np.random.Generator) -> float:
         """Return `seconds`."""
@@ -46,7 +46,7 @@ class UniformPace:
     high: float = 1.5
 
     def __post_init__(self) -> None:
-        _expect(0 < self.low <= self.high < np.inf, self, "0 < low <= high, in seconds")
+        expect(0 < self.low <= self.high < np.inf, self, "0 < low <= high, in seconds")
 
     def pace(self, rng: np.random.Generator) -> float:
         """Return a draw from low..high."""
@@ -64,17 +64,12 @@ class LogNormal:
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        _expect(0 < self.median < np.inf, self, "finite median > 0, in seconds")
-        _expect(0 <= self.sigma < np.inf, self, "finite sigma >= 0")
+        expect(0 < self.median < np.inf, self, "finite median > 0, in seconds")
+        expect(0 <= self.sigma < np.inf, self, "finite sigma >= 0")
 
     def pace(self, rng: np.random.Generator) -> float:
         """Return median * exp(sigma * z), z standard normal."""
         return float(self.median * np.exp(self.sigma * rng.standard_normal()))
-
-
-def _expect(holds: bool, speed: object, expected: str) -> None:
-    if not holds:
-        raise SpecError(f"{speed}: expected {expected}")
 
 
 SPEEDS: Mapping[str, type[Speed]] = {"constant": Constant, "uniform": UniformPace, "lognormal": LogNormal}

@@ -1,94 +1,49 @@
 """How a round learns: composition, aggregation, optimisers, sampling and the round itself. NumPy only."""
 
-from fedcore.strategies.aggregators import (
-    CGE,
-    Bulyan,
-    CenteredClipping,
-    DnC,
-    FLTrust,
-    GeometricMedian,
-    Krum,
-    MeaMed,
-    Mean,
-    Median,
-    MultiKrum,
-    TrimmedMean,
-)
-from fedcore.strategies.algorithms import (
-    ClientMomentum,
-    Ditto,
-    FedBN,
-    FedDyn,
-    FedNova,
-    FedPer,
-    FedProx,
-    FedRep,
-    LocalSGD,
-    Moon,
-    PFedMe,
-    QFedAvg,
-    Scaffold,
-)
-from fedcore.strategies.catalog import from_table, to_table
-from fedcore.strategies.modes import Asynchronous, Buffered, Synchronous
-from fedcore.strategies.optimizers import SGD, Adagrad, Adam, FedExP, Yogi
-from fedcore.strategies.preaggregators import ARC, Bucketing, Clip, FiniteCheck, NearestNeighborMixing
-from fedcore.strategies.samplers import (
-    MinimumSeparation,
-    Oort,
-    Poisson,
-    PowerOfChoice,
-    Uniform,
-    Weighted,
-)
-from fedcore.strategies.strategy import Strategy
-
-__all__ = [
-    "ARC",
-    "CGE",
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "Asynchronous",
-    "Bucketing",
-    "Buffered",
-    "Bulyan",
-    "CenteredClipping",
-    "ClientMomentum",
-    "Clip",
-    "Ditto",
-    "DnC",
-    "FLTrust",
-    "FedBN",
-    "FedDyn",
-    "FedExP",
-    "FedNova",
-    "FedPer",
-    "FedProx",
-    "FedRep",
-    "FiniteCheck",
-    "GeometricMedian",
-    "Krum",
-    "LocalSGD",
-    "MeaMed",
-    "Mean",
-    "Median",
-    "MinimumSeparation",
-    "Moon",
-    "MultiKrum",
-    "NearestNeighborMixing",
-    "Oort",
-    "PFedMe",
-    "Poisson",
-    "PowerOfChoice",
-    "QFedAvg",
-    "Scaffold",
-    "Strategy",
-    "Synchronous",
-    "TrimmedMean",
-    "Uniform",
-    "Weighted",
-    "Yogi",
-    "from_table",
-    "to_table",
-]
+from fedcore.strategies.aggregators import CGE as CGE
+from fedcore.strategies.aggregators import Bulyan as Bulyan
+from fedcore.strategies.aggregators import CenteredClipping as CenteredClipping
+from fedcore.strategies.aggregators import DnC as DnC
+from fedcore.strategies.aggregators import FLTrust as FLTrust
+from fedcore.strategies.aggregators import GeometricMedian as GeometricMedian
+from fedcore.strategies.aggregators import Krum as Krum
+from fedcore.strategies.aggregators import MeaMed as MeaMed
+from fedcore.strategies.aggregators import Mean as Mean
+from fedcore.strategies.aggregators import Median as Median
+from fedcore.strategies.aggregators import MultiKrum as MultiKrum
+from fedcore.strategies.aggregators import TrimmedMean as TrimmedMean
+from fedcore.strategies.algorithms import ClientMomentum as ClientMomentum
+from fedcore.strategies.algorithms import Ditto as Ditto
+from fedcore.strategies.algorithms import FedBN as FedBN
+from fedcore.strategies.algorithms import FedDyn as FedDyn
+from fedcore.strategies.algorithms import FedNova as FedNova
+from fedcore.strategies.algorithms import FedPer as FedPer
+from fedcore.strategies.algorithms import FedProx as FedProx
+from fedcore.strategies.algorithms import FedRep as FedRep
+from fedcore.strategies.algorithms import LocalSGD as LocalSGD
+from fedcore.strategies.algorithms import Moon as Moon
+from fedcore.strategies.algorithms import PFedMe as PFedMe
+from fedcore.strategies.algorithms import QFedAvg as QFedAvg
+from fedcore.strategies.algorithms import Scaffold as Scaffold
+from fedcore.strategies.catalog import from_table as from_table
+from fedcore.strategies.catalog import to_table as to_table
+from fedcore.strategies.modes import Asynchronous as Asynchronous
+from fedcore.strategies.modes import Buffered as Buffered
+from fedcore.strategies.modes import Synchronous as Synchronous
+from fedcore.strategies.optimizers import SGD as SGD
+from fedcore.strategies.optimizers import Adagrad as Adagrad
+from fedcore.strategies.optimizers import Adam as Adam
+from fedcore.strategies.optimizers import FedExP as FedExP
+from fedcore.strategies.optimizers import Yogi as Yogi
+from fedcore.strategies.preaggregators import ARC as ARC
+from fedcore.strategies.preaggregators import Bucketing as Bucketing
+from fedcore.strategies.preaggregators import Clip as Clip
+from fedcore.strategies.preaggregators import FiniteCheck as FiniteCheck
+from fedcore.strategies.preaggregators import NearestNeighborMixing as NearestNeighborMixing
+from fedcore.strategies.samplers import MinimumSeparation as MinimumSeparation
+from fedcore.strategies.samplers import Oort as Oort
+from fedcore.strategies.samplers import Poisson as Poisson
+from fedcore.strategies.samplers import PowerOfChoice as PowerOfChoice
+from fedcore.strategies.samplers import Uniform as Uniform
+from fedcore.strategies.samplers import Weighted as Weighted
+from fedcore.strategies.strategy import Strategy as Strategy

@@ -31,8 +31,8 @@ def save_state(path: Path, state: State, beside: Arrays | None = None) -> None:
     parameters = state.parameters
     tensors = {"shared": parameters.shared, "buffers": parameters.buffers}
     groups = {"extra": parameters.extra, "vectors": state.vectors, "beside": beside or {}}
-    for group, arrays in groups.items():
-        tensors |= {f"{group}/{name}": array for name, array in arrays.items()}
+    for kind, arrays in groups.items():
+        tensors |= {f"{kind}/{name}": array for name, array in arrays.items()}
     book = json.dumps({"round": state.round, "memory": state.memory}).encode()
     tensors[BOOK] = np.frombuffer(book, np.uint8)
     part = path.with_suffix(".part")
@@ -50,12 +50,13 @@ def load_state(path: Path) -> tuple[State, Arrays]:
     try:
         tensors = load_file(path)
         book = json.loads(tensors.pop(BOOK).tobytes())
-        parameters = Parameters(tensors.pop("shared"), tensors.pop("buffers"), _group("extra", tensors))
-        state = State(book["round"], parameters, _group("vectors", tensors), book["memory"])
+        parameters = Parameters(tensors.pop("shared"), tensors.pop("buffers"), group("extra", tensors))
+        state = State(book["round"], parameters, group("vectors", tensors), book["memory"])
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{path}: expected a state that fedcore wrote: {error}") from error
-    return state, _group("beside", tensors)
+    return state, group("beside", tensors)
 
 
-def _group(group: str, tensors: Arrays) -> dict[str, NDArray[Any]]:
-    return {n.removeprefix(f"{group}/"): t for n, t in tensors.items() if n.startswith(f"{group}/")}
+def group(name: str, tensors: Arrays) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a group by their own names; there they are NAME/OWN."""
+    return {n.removeprefix(f"{name}/"): t for n, t in tensors.items() if n.startswith(f"{name}/")}

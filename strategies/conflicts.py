@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 from fedcore.errors import SpecError
 from fedcore.strategies import privacy
+from fedcore.strategies.matrix import check_rows
 from fedcore.strategies.modes import Asynchronous, Synchronous
+from fedcore.strategies.privacy.conflicts import listed, name_of
 from fedcore.strategies.samplers import Poisson
 
 if TYPE_CHECKING:
@@ -20,18 +22,18 @@ def conflicts(strategy: "Strategy") -> Iterator[str]:
         if scalars and not strategy.sums:
             robust = name_of(strategy.pre[0] if strategy.pre else aggregator)
             yield (
-                f"{name_of(part)} scales the step by {_listed(scalars)}, which a client says of itself and "
+                f"{name_of(part)} scales the step by {listed(scalars)}, which a client says of itself and "
                 f'{robust} cannot check; use another one, or aggregator = "mean" without `pre`'
             )
     if optimizer.scalars and (moved := (*algorithm.trusts, *algorithm.remembers)):
         yield (
             f"{name_of(optimizer)} computes its step for a plain mean of updates, but {name_of(algorithm)} "
-            f'moves the model by {_listed(moved)} too; use optimizer = "sgd" with it'
+            f'moves the model by {listed(moved)} too; use optimizer = "sgd" with it'
         )
     if aggregator.anchor and algorithm.receives:
         yield (
             f"{name_of(aggregator)} compares updates with one reference, but {name_of(algorithm)} also sends "
-            f'{_listed(algorithm.receives)}, which has none; use another one, such as aggregator = "median"'
+            f'{listed(algorithm.receives)}, which has none; use another one, such as aggregator = "median"'
         )
     yield from privacy.conflicts(strategy)
     if not isinstance(strategy.mode, Synchronous):
@@ -44,13 +46,13 @@ def _with_late_updates(strategy: "Strategy") -> Iterator[str]:
     late, remedy = f"{name_of(strategy.mode)} takes updates as they arrive", 'mode = "synchronous"'
     if together := (*algorithm.receives, *algorithm.remembers):
         yield (
-            f"{name_of(algorithm)} moves {_listed(together)} together with the model, for clients that all "
+            f"{name_of(algorithm)} moves {listed(together)} together with the model, for clients that all "
             f"start from the same one, but {late}; use another algorithm, or {remedy}"
         )
     for part, scalars in ((algorithm, algorithm.trusts), (strategy.optimizer, strategy.optimizer.scalars)):
         if scalars:
             yield (
-                f"{name_of(part)} scales the step by {_listed(scalars)}, true of updates as they were "
+                f"{name_of(part)} scales the step by {listed(scalars)}, true of updates as they were "
                 f"sent, but {late} and discounts the late ones; use another one, or {remedy}"
             )
     if sampler.sees != "none" or isinstance(sampler, Poisson):
@@ -87,20 +89,7 @@ def check(strategy: "Strategy", spec: "RunSpec") -> None:
         count, remedy = spec.cohort.fewest, "raise cohort.minimum or cohort.size"
     else:
         count, remedy = strategy.mode.k, "raise strategy.mode.k"
-    rows = count
     try:
-        for part in strategy.pre:
-            part.check(rows)
-            rows = part.count(rows)
-        strategy.aggregator.check(rows)
+        check_rows(strategy.pre, strategy.aggregator, count)
     except SpecError as error:
         raise SpecError(f"{error}; a round may close with {count} updates: {remedy}") from error
-
-
-def name_of(part: object) -> str:
-    """Return what a message calls a part."""
-    return type(part).__name__
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return " and ".join(f"`{name}`" for name in names)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from fedcore.errors import SpecError
 from fedcore.privacy.levels import ClientLevel, DistributedLevel, TreeLevel
-from fedcore.strategies.conflicts import name_of
 from fedcore.strategies.modes import Synchronous
 from fedcore.strategies.preaggregators import Clip
+from fedcore.strategies.privacy.conflicts import name_of
 from fedcore.strategies.samplers import Poisson
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def described(strategy: "Strategy", spec: "RunSpec") -> str:
         return "tls: the coordinator reads every update, on its disk too while a round is open"
     why, _ = next(hindrances(strategy, spec, SENSIBLE), ("", ""))
     because = f"; not secagg, because {why}" if why else ""
-    return f"sealed: the coordinator reads every update, in memory only{because}"
+    return f"sealed: the coordinator alone reads every update{because}"
 
 
 def hindrances(strategy: "Strategy", spec: "RunSpec", fewest: int) -> Iterator[tuple[str, str]]:

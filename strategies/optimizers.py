@@ -5,6 +5,7 @@ optimiser keeps between rounds lies in vectors as long as the model, in the mode
 computed in float64 and rounded once.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -12,7 +13,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.errors import SpecError
+from fedcore.errors import expect
 from fedcore.layout import Vector
 
 Float64s = NDArray[np.float64]
@@ -65,10 +66,8 @@ class SGD:
     scalars: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < np.inf or not 0 <= self.momentum < 1:
-            raise SpecError(
-                f"SGD(lr={self.lr}, momentum={self.momentum}): expected finite lr > 0 and 0 <= momentum < 1"
-            )
+        sound = 0 < self.lr < np.inf and 0 <= self.momentum < 1
+        expect(sound, self, "finite lr > 0 and 0 <= momentum < 1")
 
     @property
     def state(self) -> Mapping[str, float]:
@@ -87,8 +86,44 @@ class SGD:
         x[:] = x + rate * direction
 
 
+class Adaptive(ABC):
+    """What the adaptive optimisers of Reddi et al. 2021, Algorithm 2, share: all but how v follows D²."""
+
+    lr: float
+    beta1: float
+    tau: float
+    scalars: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, *betas: float) -> None:
+        """Raise SpecError unless the fields make sense."""
+        sound = 0 < self.lr < np.inf and 0 < self.tau < np.inf and all(0 <= beta < 1 for beta in betas)
+        expect(sound, self, "finite lr > 0, finite tau > 0 and 0 <= beta < 1")
+
+    @property
+    def state(self) -> Mapping[str, float]:
+        """The moments `m`, unless beta1 is 0, and `v`."""
+        return {"m": 0.0, "v": self.tau**2} if self.beta1 else {"v": self.tau**2}
+
+    def rate(self, reports: Reports, squared_norm: Callable[[], float]) -> float:
+        """Return `lr`."""
+        return self.lr
+
+    @abstractmethod
+    def second(self, v: Vector, square: Float64s) -> Float64s:
+        """Return the new v, given D²."""
+
+    def step(self, x: Vector, direction: Float64s, rate: float, state: Mapping[str, Vector]) -> None:
+        """Apply one step in place."""
+        v, m = self.second(state["v"], direction**2), direction
+        if self.beta1:
+            m = _scaled(self.beta1, state["m"]) + (1 - self.beta1) * direction
+            state["m"][:] = m
+        state["v"][:] = v
+        x[:] = x + rate * m / (np.sqrt(v) + self.tau)
+
+
 @dataclass(frozen=True)
-class Adagrad:
+class Adagrad(Adaptive):
     """v = v + D²; x += lr * m / (sqrt(v) + tau), with m = beta1 m + (1 - beta1) D.
 
     FedAdagrad (Reddi et al. 2021, Algorithm 2): m starts at 0, v at tau². The paper's experiments take
@@ -98,28 +133,17 @@ class Adagrad:
     lr: float = 0.1
     beta1: float = 0.0
     tau: float = 1e-3
-    scalars: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        _check_adaptive(self, self.lr, (self.beta1,), self.tau)
+        self.check(self.beta1)
 
-    @property
-    def state(self) -> Mapping[str, float]:
-        """The moments `m`, unless beta1 is 0, and `v`."""
-        return _moments(self.beta1, self.tau)
-
-    def rate(self, reports: Reports, squared_norm: Callable[[], float]) -> float:
-        """Return `lr`."""
-        return self.lr
-
-    def step(self, x: Vector, direction: Float64s, rate: float, state: Mapping[str, Vector]) -> None:
-        """Apply one step in place."""
-        v = state["v"] + direction**2
-        _adaptive_step(x, direction, rate, state, self.beta1, self.tau, v)
+    def second(self, v: Vector, square: Float64s) -> Float64s:
+        """Return the new v, given D²."""
+        return v + square
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(Adaptive):
     """v = beta2 v + (1 - beta2) D²; x += lr * m / (sqrt(v) + tau), with m = beta1 m + (1 - beta1) D.
 
     FedAdam (Reddi et al. 2021, Algorithm 2): m starts at 0, v at tau², and neither is corrected for its
@@ -130,24 +154,9 @@ class Adam:
     beta1: float = 0.9
     beta2: float = 0.99
     tau: float = 1e-3
-    scalars: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        _check_adaptive(self, self.lr, (self.beta1, self.beta2), self.tau)
-
-    @property
-    def state(self) -> Mapping[str, float]:
-        """The moments `m`, unless beta1 is 0, and `v`."""
-        return _moments(self.beta1, self.tau)
-
-    def rate(self, reports: Reports, squared_norm: Callable[[], float]) -> float:
-        """Return `lr`."""
-        return self.lr
-
-    def step(self, x: Vector, direction: Float64s, rate: float, state: Mapping[str, Vector]) -> None:
-        """Apply one step in place."""
-        v = self.second(state["v"], direction**2)
-        _adaptive_step(x, direction, rate, state, self.beta1, self.tau, v)
+        self.check(self.beta1, self.beta2)
 
     def second(self, v: Vector, square: Float64s) -> Float64s:
         """Return the new v, given D²."""
@@ -181,8 +190,7 @@ class FedExP:
     scalars: ClassVar[tuple[str, ...]] = ("square",)
 
     def __post_init__(self) -> None:
-        if not 0 < self.eps < np.inf:
-            raise SpecError(f"FedExP(eps={self.eps}): expected finite eps > 0")
+        expect(0 < self.eps < np.inf, self, "finite eps > 0")
 
     @property
     def state(self) -> Mapping[str, float]:
@@ -201,38 +209,9 @@ class FedExP:
         x[:] = x + rate * direction
 
 
-def _check_adaptive(part: object, lr: float, betas: tuple[float, ...], tau: float) -> None:
-    """Raise SpecError unless the fields of an adaptive optimiser make sense."""
-    if not 0 < lr < np.inf or not 0 < tau < np.inf or not all(0 <= beta < 1 for beta in betas):
-        raise SpecError(f"{part}: expected finite lr > 0, finite tau > 0 and 0 <= beta < 1")
-
-
-def _moments(beta1: float, tau: float) -> Mapping[str, float]:
-    """Return the first values of the moments: m = 0, v = tau²."""
-    return {"m": 0.0, "v": tau**2} if beta1 else {"v": tau**2}
-
-
 def _scaled(factor: float, vector: Vector) -> Float64s:
     """Return factor * vector, multiplied in float64 whatever the vector's dtype."""
     return np.multiply(vector, factor, dtype=np.float64)
-
-
-def _adaptive_step(
-    x: Vector,
-    direction: Float64s,
-    rate: float,
-    state: Mapping[str, Vector],
-    beta1: float,
-    tau: float,
-    v: Float64s,
-) -> None:
-    """Keep the new v, fold D into m, and move x by rate * m / (sqrt(v) + tau)."""
-    m = direction
-    if beta1:
-        m = _scaled(beta1, state["m"]) + (1 - beta1) * direction
-        state["m"][:] = m
-    state["v"][:] = v
-    x[:] = x + rate * m / (np.sqrt(v) + tau)
 
 
 OPTIMIZERS: Mapping[str, type[ServerOptimizer]] = {

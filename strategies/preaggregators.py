@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from fedcore.errors import SpecError
+from fedcore.errors import SpecError, expect
 from fedcore.strategies.geometry import squared_distances
 from fedcore.strategies.matrix import Products, mix_rows
 from fedcore.strategies.passes import Rows, Vector
@@ -85,8 +85,7 @@ class Clip(PreAggregator):
     scales: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.norm < np.inf:
-            raise SpecError(f"{self}: expected a finite norm above 0")
+        expect(0 < self.norm < np.inf, self, "a finite norm above 0")
 
     def mix(self, gram: Vector, rng: np.random.Generator) -> Vector:
         """Return the diagonal matrix of the factors."""
@@ -104,10 +103,6 @@ class ARC(Tolerant, PreAggregator):
 
     products: ClassVar[Products] = "norms"
     scales: ClassVar[bool] = True
-
-    def most(self, n: int) -> int:
-        """Return the largest f < n/2."""
-        return (n - 1) // 2
 
     def mix(self, gram: Vector, rng: np.random.Generator) -> Vector:
         """Return the diagonal matrix of the factors."""
@@ -137,8 +132,7 @@ class Bucketing(PreAggregator):
     products: ClassVar[Products] = "none"
 
     def __post_init__(self) -> None:
-        if self.s < 1:
-            raise SpecError(f"{self}: expected s >= 1, the rows in a bucket")
+        expect(self.s >= 1, self, "s >= 1, the rows in a bucket")
 
     def count(self, n: int) -> int:
         """Return ceil(n / s)."""
@@ -162,10 +156,6 @@ class NearestNeighborMixing(Tolerant, PreAggregator):
     are made block by block where a rule wants them. Source: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot,
     Stephan 2023, "Fixing by mixing: a recipe for optimal Byzantine ML under heterogeneity".
     """
-
-    def most(self, n: int) -> int:
-        """Return the largest f < n/2."""
-        return (n - 1) // 2
 
     def mix(self, gram: Vector, rng: np.random.Generator) -> Vector:
         """Return the matrix that averages each row's neighbours; of equally near rows the first."""

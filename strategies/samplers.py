@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.errors import SpecError
+from fedcore.errors import SpecError, expect
 
 Sees = Literal["none", "participation", "scalars"]
 
@@ -73,8 +73,7 @@ class Poisson:
     sees: ClassVar[Sees] = "none"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1:
-            raise SpecError(f"Poisson(rate={self.rate}): expected 0 to 1")
+        expect(0 <= self.rate <= 1, self, "0 to 1")
 
     def sample(
         self, population: Sequence[str], size: int, rng: np.random.Generator, memory: Memory, *, round: int
@@ -117,8 +116,7 @@ class PowerOfChoice:
     sees: ClassVar[Sees] = "scalars"
 
     def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise SpecError(f"PowerOfChoice(candidates={self.candidates}): expected at least 1")
+        expect(self.candidates >= 1, self, "at least 1")
 
     def sample(
         self, population: Sequence[str], size: int, rng: np.random.Generator, memory: Memory, *, round: int
@@ -169,11 +167,9 @@ class Oort:
 
     def __post_init__(self) -> None:
         shares = (self.exploration, self.decay, self.floor, self.cutoff)
-        if not self.duration > 0 or not self.alpha >= 0 or not all(0 <= share <= 1 for share in shares):
-            raise SpecError(
-                f"{self}: expected duration > 0 seconds, alpha >= 0, and exploration, decay, floor and "
-                "cutoff in 0..1"
-            )
+        expect(self.duration > 0 and self.alpha >= 0, self, "duration > 0 seconds and alpha >= 0")
+        inside = all(0 <= share <= 1 for share in shares)
+        expect(inside, self, "exploration, decay, floor and cutoff in 0..1")
 
     def sample(
         self, population: Sequence[str], size: int, rng: np.random.Generator, memory: Memory, *, round: int
@@ -221,8 +217,7 @@ class MinimumSeparation:
     sees: ClassVar[Sees] = "participation"
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise SpecError(f"MinimumSeparation(rounds={self.rounds}): expected at least 1")
+        expect(self.rounds >= 1, self, "at least 1")
 
     def sample(
         self, population: Sequence[str], size: int, rng: np.random.Generator, memory: Memory, *, round: int

@@ -1,28 +1,26 @@
 """How many Byzantine rows a part is made for, and which n it takes."""
 
-from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Self
 
-from fedcore.errors import SpecError
+from fedcore.errors import SpecError, expect
 
 
 @dataclass(frozen=True)
 class Tolerant:
     """A part made for f Byzantine rows among n; with f None, for as many as it can stand among n.
 
-    A subclass says in `most` how many that are.
+    That is less than half of them, unless a subclass says otherwise in `most`.
     """
 
     f: int | None = None
 
     def __post_init__(self) -> None:
-        if self.f is not None and self.f < 0:
-            raise SpecError(f"{self}: expected f >= 0, the number of Byzantine clients to withstand")
+        expect((self.f or 0) >= 0, self, "f >= 0, the number of Byzantine clients to withstand")
 
-    @abstractmethod
     def most(self, n: int) -> int:
         """Return the largest f that n rows allow; below 0 where they are too few for any."""
+        return (n - 1) // 2
 
     def faults(self, n: int) -> int:
         """Return f for n rows."""

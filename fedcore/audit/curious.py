@@ -118,7 +118,7 @@ def attempts() -> Iterator[Attempt]:
     plain, noised = trained(), trained(privacy=NOISE, evaluation={"where": "holdout"})
     yield plain.judged("what the clients hold", list(plain.pictures))
     yield plain.attempt("tls: an update", map(delta, plain.updates))
-    yield plain.attempt("sealed: its file", map(delta, at_rest(plain)))
+    yield plain.attempt("sealed: its file", at_rest(plain))
     masked, total = aggregated(plain)
     yield plain.attempt("secagg: masked words", map(delta_of, masked))
     yield plain.attempt("secagg: the sum", [delta_of(total)] * CLIENTS)
@@ -137,13 +137,14 @@ def delta_of(sums: Accumulator) -> Vector:
     return sums.vector("delta", slice(None))
 
 
-def at_rest(scene: Scene) -> Iterator[Update]:
-    """Yield each client's file under `sealed`, read as if it were not."""
+def at_rest(scene: Scene) -> Iterator[Vector]:
+    """Yield the end of each client's file under `sealed`, read as if it were the update's."""
     key = hpke.new_key()
     for name, update in zip(scene.plan.cohort, scene.updates, strict=True):
         bound = sealing.binding(FEDERATION, REF, name, scene.layout.digest)
-        sealed = sealing.seal(hpke.public_bytes(key), sealing.packed(scene.plan, update), bound)
-        yield sealing.unpacked(scene.plan, sealed[-sealing.size(scene.plan) :])
+        content = sealing.packed(scene.plan, update)
+        sealed = b"".join(sealing.seal(hpke.public_bytes(key), content, bound))
+        yield np.frombuffer(sealed[-scene.layout.nbytes :], scene.layout.dtype)
 
 
 def aggregated(scene: Scene) -> tuple[list[Accumulator], Accumulator]:

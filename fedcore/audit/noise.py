@@ -12,14 +12,13 @@ Assumed: what two canaries show is independent, as the noise of different coordi
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from fedcore.audit.one_run import SIGNIFICANCE
 from fedcore.audit.rates import Counts, Included, Scores, counts, halves
-from fedcore.privacy.accounting import epsilon
-from fedcore.privacy.events import Event, Gaussian, Laplace
+from fedcore.privacy.accounting import epsilon, losses
+from fedcore.privacy.events import Event, Gaussian
 
 EPSILONS = np.linspace(0.0, 25.0, 501)  # at which the attack is held against the mechanism
 GRID = 2.0**-8  # of privacy losses, which are rounded up: a bound may come out lower, never higher
@@ -96,7 +95,9 @@ def shown(history: Iterable[Event], delta: float, found: Counts, significance: f
 def refuted(history: tuple[Event, ...], found: Counts, significance: float) -> bool:
     """Tell whether no attack can be so good: TPR > e^eps FPR + delta, or TNR > e^eps FNR + delta."""
     fpr, tpr = found.fpr(significance / 2)[1], found.tpr(significance / 2)[0]
-    delta = losses(history).get_delta_for_epsilon(EPSILONS)
+    least = min(event.noise_multiplier for event in history)  # the less noise, the finer the grid
+    grid = GRID / 2.0 ** math.floor(math.log2(min(1.0, least)))
+    delta = losses(history, grid).get_delta_for_epsilon(EPSILONS)
     ways = ((tpr, fpr), (1 - fpr, 1 - tpr))
     return any(bool((often > np.exp(EPSILONS) * seldom + delta).any()) for often, seldom in ways)
 
@@ -123,24 +124,3 @@ def sampled(history: Iterable[Event], factor: float) -> tuple[Event, ...]:
         return replace(event, sampling_rate=min(1.0, event.sampling_rate * factor))
 
     return tuple(map(more, history))
-
-
-def losses(history: tuple[Event, ...]) -> Any:
-    """Return the privacy loss distribution of a history, on a coarser grid where there is little noise."""
-    from dp_accounting.pld import privacy_loss_distribution as pld
-
-    least = min((event.noise_multiplier for event in history), default=1.0)
-    grid = GRID / 2.0 ** math.floor(math.log2(min(1.0, least)))
-    total = pld.identity(grid)
-    for event in history:
-        noise, steps = event.noise_multiplier, event.steps
-        if isinstance(event, Laplace):
-            part = pld.from_laplace_mechanism(noise, value_discretization_interval=grid)
-        else:
-            assert isinstance(event, Gaussian), f"{event}: no level with integer noise is audited"
-            if event.sampling_rate == 1:  # so many sums are one, of their precision
-                noise, steps = noise / math.sqrt(steps), 1
-            rate = event.sampling_rate
-            part = pld.from_gaussian_mechanism(noise, sampling_prob=rate, value_discretization_interval=grid)
-        total = total.compose(part.self_compose(steps) if steps > 1 else part)
-    return total

@@ -10,7 +10,7 @@ noise. The figure of the central limit theorem (Gaussian DP) can lie far below t
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from heapq import heappop, heappush
 from math import frexp, inf, ldexp, log, sqrt
 from typing import Any
@@ -62,17 +62,6 @@ def epsilon(history: Spent, delta: float, accountant: Accountant | None = None) 
     """
     history = tuple(history)
     return _epsilon(_merged(history), _checked(delta), accountant or accountant_for(history))
-
-
-def noise_multiplier(
-    target_epsilon: float,
-    delta: float,
-    sampling_rate: float,
-    steps: int,
-    accountant: Accountant | None = None,
-) -> float:
-    """Return the smallest noise multiplier of Gaussian steps within target_epsilon: see `smallest_noise`."""
-    return smallest_noise(lambda z: [Gaussian(z, sampling_rate, steps)], target_epsilon, delta, accountant)
 
 
 def smallest_noise(
@@ -276,28 +265,36 @@ def _interval(merged: Merged, rough: float) -> float:
 
 def _pld_epsilon(merged: Merged, delta: float, interval: float) -> float:
     """Return epsilon by composing privacy loss distributions on a grid."""
-    total = None
-    for event, steps in merged:
-        part = _pld_of_step(event, interval)
-        part = part.self_compose(steps) if steps > 1 else part
-        total = part if total is None else total.compose(part)
     convolved = len(merged) > 1 or merged[0][1] > 1
-    assert total is not None
-    return float(total.get_epsilon_for_delta(delta - CONVOLVED if convolved else delta))
+    known = delta - CONVOLVED if convolved else delta
+    return float(_composed(merged, interval).get_epsilon_for_delta(known))
+
+
+def losses(history: Spent, interval: float) -> Any:
+    """Return the privacy loss distribution of a history of one event at least, as dp-accounting has them.
+
+    interval: of the grid of losses, which are rounded up. Raises SpecError for integer noise.
+    """
+    return _composed(_merged(history), interval)
+
+
+def _composed(merged: Merged, interval: float) -> Any:
+    steps = [(_pld_of_step(event, interval), n) for event, n in merged]
+    return reduce(lambda a, b: a.compose(b), [step.self_compose(n) if n > 1 else step for step, n in steps])
 
 
 @lru_cache(32)
 def _pld_of_step(event: Event, interval: float) -> Any:
     """Return the privacy loss distribution of a merged event, rounded up to a grid."""
-    from dp_accounting.pld import privacy_loss_distribution as losses
+    from dp_accounting.pld import privacy_loss_distribution as pld
 
     match event:
         case Gaussian(noise, rate):
-            return losses.from_gaussian_mechanism(
+            return pld.from_gaussian_mechanism(
                 noise, sampling_prob=rate, value_discretization_interval=interval
             )
         case Laplace(noise):
-            return losses.from_laplace_mechanism(noise, value_discretization_interval=interval)
+            return pld.from_laplace_mechanism(noise, value_discretization_interval=interval)
         case _:
             raise SpecError(
                 f"{event!r}: its privacy loss distribution is not known; expected accountant 'rdp'"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.encoding import BLOCK, Integers
-from fedcore.errors import SpecError
+from fedcore.errors import SpecError, expect
 
 LEAST_VARIANCE = 1 << 10  # of one client's noise, where the noise of the honest has its bounds below
 MAX_VARIANCE = 1 << 26  # up to here the exact sampler stays within 64-bit integers
@@ -37,8 +37,8 @@ class _IntegerNoise:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.noise_multiplier < inf or self.steps < 0:
-            raise SpecError(f"{self}: expected finite noise_multiplier > 0 and steps >= 0")
+        sound = 0 < self.noise_multiplier < inf and self.steps >= 0
+        expect(sound, self, "finite noise_multiplier > 0 and steps >= 0")
 
 
 class DiscreteGaussian(_IntegerNoise):

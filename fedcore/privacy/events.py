@@ -4,7 +4,6 @@ Two data sets are neighbours if they differ in one unit. Noise multipliers are r
 add to the sum. Epsilons are never added; histories are.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
@@ -52,7 +51,6 @@ class Laplace:
 
 
 Event = Gaussian | Laplace | DiscreteGaussian | Skellam
-History = Iterable[Event]
 
 
 @dataclass(frozen=True)

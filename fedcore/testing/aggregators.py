@@ -175,19 +175,6 @@ def _shifts_with_the_rows(part: Aggregator, rows: Rows) -> None:
     demand(_close(came, expected, SHIFT), part, law, rows=rows, shift=shift, expected=expected, came=came)
 
 
-def _half_is_too_many(part: Aggregator, f: int) -> None:
-    """Where f rows of 2f are arbitrary nobody can tell who is honest."""
-    if getattr(part, "f", None) is None:
-        return
-    try:
-        part.check(2 * f)
-    except SpecError:
-        return
-    raise AssertionError(
-        f"{part!r}: expected that check({2 * f}) raises SpecError, as half of the rows are bad"
-    )
-
-
 def _arbitrary_rows_do_not_reach_it(part: Aggregator, f: int, n: int, equivariant: bool) -> None:
     honest = _honest(n)[f:]
     centre = honest.mean(axis=0)

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.encoding import BLOCK, blocks
-from fedcore.errors import SpecError
 from fedcore.layout import Vector
 
 Deltas = NDArray[np.floating[Any]]  # one update a row
@@ -82,12 +81,6 @@ class Triggered(Protocol):
         The accuracy on them is the attack's success rate.
         """
         ...
-
-
-def expect(holds: bool, attack: object, expected: str) -> None:
-    """Raise SpecError that shows the attack's fields and what was expected of them, unless it holds."""
-    if not holds:
-        raise SpecError(f"{attack}: expected {expected}")
 
 
 def copies(vector: Vector, own: Deltas) -> Deltas:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedcore.errors import DataError
-from fedcore.simulations.attacks.attack import Context, Deltas, expect
+from fedcore.errors import DataError, expect
+from fedcore.simulations.attacks.attack import Context, Deltas
 
 
 @dataclass(frozen=True)

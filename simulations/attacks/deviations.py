@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from fedcore.errors import expect
 from fedcore.layout import Vector
-from fedcore.simulations.attacks.attack import Context, Deltas, copies, deviation, expect, mean
+from fedcore.simulations.attacks.attack import Context, Deltas, copies, deviation, mean
 
 
 @dataclass(frozen=True)

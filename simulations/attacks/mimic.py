@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedcore.errors import expect
 from fedcore.layout import Vector
-from fedcore.simulations.attacks.attack import Context, Deltas, centred, copies, expect, mean
+from fedcore.simulations.attacks.attack import Context, Deltas, centred, copies, mean
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from fedcore.simulations.attacks.attack import Context, Deltas, Scalars, copies, expect, mean
+from fedcore.errors import expect
+from fedcore.simulations.attacks.attack import Context, Deltas, Scalars, copies, mean
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,14 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, nan
+from math import inf
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from fedcore.simulations.grid import Grid, run_grid
-from fedcore.simulations.page import BLUE, FAINT, INK, ORANGE, canvas
+from fedcore.simulations.grid_utility import Point, draw
 from fedcore.simulations.scenarios import scenario
 from fedcore.spec import RunSpec
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SPECS = (
     "private_mnist_client_1000",
@@ -30,7 +26,6 @@ SPECS = (
 )
 EPSILONS = (1.0, 3.0, 8.0, inf)  # infinite: the same run without clipping and noise
 SEEDS = (0, 1, 2)
-BESIDE = 25.0  # where the picture has what is reached without privacy
 
 
 @dataclass(frozen=True)
@@ -92,33 +87,10 @@ def tables(lines: Mapping[str, Sequence[Runs]]) -> Iterator[str]:
         yield f"| {name} | {noises} | {min(seconds):.0f} to {max(seconds):.0f} |"
 
 
-def draw(lines: Mapping[str, Sequence[Runs]]) -> "Figure":
-    """Return the mean accuracy against epsilon: a colour for a level, full dots for the many clients."""
-    drawing = canvas(9, 4.5)
-    axes = drawing.add_subplot()
-    places = [epsilon if epsilon < inf else BESIDE for epsilon in EPSILONS]
-    for name, runs in lines.items():
-        many = "1,000" in name
-        colour, line = BLUE if name.startswith("client") else ORANGE, "-" if many else "--"
-        heights = [fmean(each.accuracies or [nan]) for each in runs]
-        (drawn,) = axes.plot(
-            places[:-1], heights[:-1], "o", color=colour, linestyle=line, linewidth=2, label=name
-        )
-        (alone,) = axes.plot(places[-1:], heights[-1:], "o", color=colour)
-        for dots in (drawn, alone):
-            dots.set_markerfacecolor(colour if many else "white")
-    axes.set_xscale("log")
-    axes.set_xticks(places, [*(f"{epsilon:g}" for epsilon in places[:-1]), "no privacy"])
-    axes.set_xticks([], minor=True)
-    axes.set_xlim(0.85, 33)
-    axes.set_xlabel("epsilon of the whole run, for one client or for one example", fontsize=11, color=INK)
-    axes.set_ylabel("test accuracy, %", fontsize=11, color=INK)
-    axes.grid(color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(which="both", colors=INK, labelsize=10, length=0)
-    axes.legend(frameon=False, fontsize=11, labelcolor=INK, loc="lower right")
-    return drawing
+def points(runs: Sequence[Runs]) -> list[Point]:
+    """Return the mean accuracy at each epsilon at which there are runs."""
+    found = zip(EPSILONS, runs, strict=True)
+    return [(epsilon, fmean(each.accuracies)) for epsilon, each in found if each.accuracies]
 
 
 def main(arguments: Sequence[str], specs: Sequence[RunSpec]) -> None:
@@ -129,7 +101,8 @@ def main(arguments: Sequence[str], specs: Sequence[RunSpec]) -> None:
         title(spec): [found(grid(spec, epsilon, out, run=run)) for epsilon in EPSILONS] for spec in specs
     }
     sys.stdout.write("\n".join([*tables(lines), ""]))
-    draw(lines).savefig(out / "utility.png", dpi=120, facecolor="white")
+    if drawn := {name: points(runs) for name, runs in lines.items() if points(runs)}:
+        draw(drawn, "test accuracy, %").savefig(out / "utility.png", dpi=120, facecolor="white")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,22 @@
 
 from collections.abc import Mapping
 
-from fedcore.strategies.aggregators.base import Aggregator, ColumnRule, GramRule, Needs, RowRule
-from fedcore.strategies.aggregators.centered_clipping import CenteredClipping
-from fedcore.strategies.aggregators.cge import CGE
-from fedcore.strategies.aggregators.coordinatewise import MeaMed, Median, TrimmedMean
-from fedcore.strategies.aggregators.dnc import DnC
-from fedcore.strategies.aggregators.fltrust import FLTrust
-from fedcore.strategies.aggregators.geometric_median import GeometricMedian
-from fedcore.strategies.aggregators.krum import Bulyan, Krum, MultiKrum
-from fedcore.strategies.aggregators.mean import Mean
+from fedcore.strategies.aggregators.base import Aggregator as Aggregator
+from fedcore.strategies.aggregators.base import ColumnRule as ColumnRule
+from fedcore.strategies.aggregators.base import GramRule as GramRule
+from fedcore.strategies.aggregators.base import RowRule as RowRule
+from fedcore.strategies.aggregators.centered_clipping import CenteredClipping as CenteredClipping
+from fedcore.strategies.aggregators.cge import CGE as CGE
+from fedcore.strategies.aggregators.coordinatewise import MeaMed as MeaMed
+from fedcore.strategies.aggregators.coordinatewise import Median as Median
+from fedcore.strategies.aggregators.coordinatewise import TrimmedMean as TrimmedMean
+from fedcore.strategies.aggregators.dnc import DnC as DnC
+from fedcore.strategies.aggregators.fltrust import FLTrust as FLTrust
+from fedcore.strategies.aggregators.geometric_median import GeometricMedian as GeometricMedian
+from fedcore.strategies.aggregators.krum import Bulyan as Bulyan
+from fedcore.strategies.aggregators.krum import Krum as Krum
+from fedcore.strategies.aggregators.krum import MultiKrum as MultiKrum
+from fedcore.strategies.aggregators.mean import Mean as Mean
 
 AGGREGATORS: Mapping[str, type[Aggregator]] = {
     "mean": Mean,
@@ -26,24 +33,3 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = {
     "dnc": DnC,
     "fltrust": FLTrust,
 }
-
-__all__ = [
-    "AGGREGATORS",
-    "CGE",
-    "Aggregator",
-    "Bulyan",
-    "CenteredClipping",
-    "ColumnRule",
-    "DnC",
-    "FLTrust",
-    "GeometricMedian",
-    "GramRule",
-    "Krum",
-    "MeaMed",
-    "Mean",
-    "Median",
-    "MultiKrum",
-    "Needs",
-    "RowRule",
-    "TrimmedMean",
-]

@@ -25,10 +25,6 @@ class CGE(Tolerant, GramRule):
         """The norms."""
         return "norms"
 
-    def most(self, n: int) -> int:
-        """Return the largest f < n/2."""
-        return (n - 1) // 2
-
     def coefficients(self, gram: Vector, weights: Vector) -> Vector:
         """Return 1 / (n - f) for the shortest rows."""
         n = len(gram)

@@ -31,10 +31,6 @@ class TrimmedMean(Tolerant, ColumnRule):
     2018, "Byzantine-robust distributed learning", Definition 2 with f = beta n.
     """
 
-    def most(self, n: int) -> int:
-        """Return the largest f < n/2."""
-        return (n - 1) // 2
-
     def columns(self, block: Rows) -> Rows:
         """Return each column's trimmed mean."""
         n = len(block)
@@ -50,10 +46,6 @@ class MeaMed(Tolerant, ColumnRule):
     Tolerates f < n/2. Cost: a sort of each column, O(d n log n). Source: Xie, Koyejo, Gupta 2018,
     "Generalized Byzantine-tolerant SGD" (mean around median).
     """
-
-    def most(self, n: int) -> int:
-        """Return the largest f < n/2."""
-        return (n - 1) // 2
 
     def columns(self, block: Rows) -> Rows:
         """Return each column's mean around its median."""

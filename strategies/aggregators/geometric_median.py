@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcore.errors import SpecError
+from fedcore.errors import expect
 from fedcore.strategies.aggregators.base import GramRule
 from fedcore.strategies.passes import Vector
 
@@ -26,8 +26,8 @@ class GeometricMedian(GramRule):
     weighted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or not 0 < self.smoothing < np.inf:
-            raise SpecError(f"{self}: expected iterations >= 1 and a smoothing nu above 0")
+        sound = self.iterations >= 1 and 0 < self.smoothing < np.inf
+        expect(sound, self, "iterations >= 1 and a smoothing nu above 0")
 
     def coefficients(self, gram: Vector, weights: Vector) -> Vector:
         """Return b_i / sum_j b_j after the last iteration."""

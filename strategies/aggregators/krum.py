@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.errors import SpecError
+from fedcore.errors import SpecError, expect
 from fedcore.strategies.aggregators.base import Aggregator, GramRule, Needs
 from fedcore.strategies.aggregators.coordinatewise import mean_around_median
 from fedcore.strategies.geometry import average, squared_distances
@@ -58,8 +58,7 @@ class MultiKrum(Tolerant, GramRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.m < 0:
-            raise SpecError(f"{self}: expected m >= 1 rows to average, or 0 for n - f")
+        expect(self.m >= 0, self, "m >= 1 rows to average, or 0 for n - f")
 
     def most(self, n: int) -> int:
         """Return the largest f with 2f + 2 < n."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedcore.errors import SpecError
+from fedcore.errors import expect
 from fedcore.strategies.algorithms.base import LocalSGD
 
 
@@ -21,5 +21,4 @@ class ClientMomentum(LocalSGD):
     keeps: ClassVar[tuple[str, ...]] = ("momentum",)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta < 1:
-            raise SpecError(f"ClientMomentum(beta={self.beta}): expected 0 <= beta < 1")
+        expect(0 <= self.beta < 1, self, "0 <= beta < 1")

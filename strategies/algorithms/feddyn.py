@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.errors import SpecError
+from fedcore.errors import expect
 from fedcore.layout import Layout, Vector
 from fedcore.messages import VectorSpec
 from fedcore.spec import RunSpec
@@ -34,8 +34,7 @@ class FedDyn(LocalSGD):
     keeps: ClassVar[tuple[str, ...]] = ("correction",)
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < float("inf"):
-            raise SpecError(f"FedDyn(alpha={self.alpha}): expected alpha > 0, such as 0.01; at 0 take FedAvg")
+        expect(0 < self.alpha < float("inf"), self, "alpha > 0, such as 0.01; at 0 take FedAvg")
 
     def vectors(self, layout: Layout, spec: RunSpec) -> dict[str, VectorSpec]:
         """Return `delta`, where every client counts once."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedcore.errors import SpecError
+from fedcore.errors import expect
 from fedcore.strategies.algorithms.base import LocalSGD
 
 
@@ -18,5 +18,4 @@ class FedProx(LocalSGD):
     mu: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mu < float("inf"):
-            raise SpecError(f"FedProx(mu={self.mu}): expected mu >= 0, such as 0.01")
+        expect(0 <= self.mu < float("inf"), self, "mu >= 0, such as 0.01")

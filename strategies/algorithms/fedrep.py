@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedcore.errors import SpecError
+from fedcore.errors import expect
 from fedcore.strategies.algorithms.personal import SplitModel
 
 
@@ -20,5 +20,4 @@ class FedRep(SplitModel):
     head_epochs: int = 10
 
     def __post_init__(self) -> None:
-        if self.head_epochs < 1:
-            raise SpecError(f"FedRep(head_epochs={self.head_epochs}): expected at least 1; at 0 take FedAvg")
+        expect(self.head_epochs >= 1, self, "head_epochs >= 1; at 0 take FedAvg")

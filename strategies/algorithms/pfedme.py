@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedcore.errors import SpecError
+from fedcore.errors import expect
 from fedcore.strategies.algorithms.base import LocalSGD
 from fedcore.strategies.algorithms.personal import require_positive
 
@@ -27,7 +27,4 @@ class PFedMe(LocalSGD):
 
     def __post_init__(self) -> None:
         require_positive(self, lam=self.lam, steps=self.steps, eta=self.eta)
-        if self.eta * self.lam > 1:
-            raise SpecError(
-                f"PFedMe(lam={self.lam}, eta={self.eta}): expected eta * lam <= 1, or w would pass theta"
-            )
+        expect(self.eta * self.lam <= 1, self, "eta * lam <= 1, or w would pass theta")

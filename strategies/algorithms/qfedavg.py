@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.errors import SpecError
+from fedcore.errors import expect
 from fedcore.layout import Layout, Vector
 from fedcore.messages import ScalarSpec, VectorSpec
 from fedcore.spec import RunSpec
@@ -34,8 +34,7 @@ class QFedAvg(LocalSGD):
     trusts: ClassVar[tuple[str, ...]] = ("h",)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.q < float("inf"):
-            raise SpecError(f"QFedAvg(q={self.q}): expected q >= 0, such as 1")
+        expect(0 <= self.q < float("inf"), self, "q >= 0, such as 1")
 
     def check(self, spec: RunSpec) -> None:
         """Raise SpecError unless clients train by SGD, of whose rate L is the inverse."""

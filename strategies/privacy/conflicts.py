@@ -53,18 +53,18 @@ def _at_any_level(strategy: "Strategy") -> Iterator[str]:
     sampler, algorithm = strategy.sampler, strategy.algorithm
     if sampler.sees == "scalars":
         yield (
-            f"{_name(sampler)} chooses clients by the losses and sizes that they report, and under "
+            f"{name_of(sampler)} chooses clients by the losses and sizes that they report, and under "
             'differential privacy they report neither; use sampler = "uniform"'
         )
     if algorithm.trusts:
         yield (
-            f"{_name(algorithm)} has every client report {_listed(algorithm.trusts)}, which would leave the "
+            f"{name_of(algorithm)} has every client report {listed(algorithm.trusts)}, which would leave the "
             'device without noise; use another algorithm, such as "local_sgd" or "fedprox"'
         )
     if strategy.mode != Synchronous():
         yield (
-            f"{_name(strategy.mode)} lets fast clients take part more often, and the privacy of that is not "
-            'accounted for; use mode = "synchronous"'
+            f"{name_of(strategy.mode)} lets fast clients take part more often, and the privacy of that is "
+            'not accounted for; use mode = "synchronous"'
         )
 
 
@@ -72,21 +72,21 @@ def _with_clipped_updates(strategy: "Strategy") -> Iterator[str]:
     """Yield what does not fit updates that are clipped and noised whole, most of them in the sum alone."""
     level, optimizer = strategy.privacy.level, strategy.optimizer
     if not strategy.sums and not isinstance(strategy.privacy, LocalLevel):
-        robust = _name(strategy.pre[0] if strategy.pre else strategy.aggregator)
+        robust = name_of(strategy.pre[0] if strategy.pre else strategy.aggregator)
         yield (
             f"{robust} looks at single updates, so the clip norm does not bound what one client changes "
             f'(privacy.level = "{level}"); use aggregator = "mean" and no `pre`, or privacy.level = "example"'
         )
     if optimizer.scalars:
         yield (
-            f"{_name(optimizer)} has every client report {_listed(optimizer.scalars)}, which no noise covers "
-            f'(privacy.level = "{level}"); use another optimizer, such as "sgd" or "adam"'
+            f"{name_of(optimizer)} has every client report {listed(optimizer.scalars)}, which no noise "
+            f'covers (privacy.level = "{level}"); use another optimizer, such as "sgd" or "adam"'
         )
     expected = {"client": Poisson, "tree": MinimumSeparation}.get(level)
     if expected and not isinstance(strategy.sampler, expected):
         yield (
             f'privacy.level = "{level}" draws its cohorts itself ({expected.__name__}), because its epsilon '
-            f"holds for these only; remove strategy.sampler, which is {_name(strategy.sampler)}"
+            f"holds for these only; remove strategy.sampler, which is {name_of(strategy.sampler)}"
         )
     separation = getattr(strategy.privacy, "separation", None)
     if isinstance(strategy.sampler, MinimumSeparation) and separation not in (None, strategy.sampler.rounds):
@@ -113,7 +113,7 @@ def check(strategy: "Strategy", spec: RunSpec) -> None:
         )
     if beside := sorted(strategy.algorithm.scalars(spec).keys() - {"weight"}):
         raise SpecError(
-            f"{_name(strategy.algorithm)} has every client report {_listed(tuple(beside))}, which would "
+            f"{name_of(strategy.algorithm)} has every client report {listed(tuple(beside))}, which would "
             'leave the device without noise; use another algorithm, such as "local_sgd" or "fedprox"'
         )
     if isinstance(privacy, ClientLevel | TreeLevel) and spec.cohort.over_select != 1:
@@ -196,9 +196,11 @@ def _check_client_level(sampler: Sampler, privacy: ClientLevel, spec: RunSpec) -
         update_noise(privacy.noise_multiplier, float(cohort.size))
 
 
-def _name(part: object) -> str:
+def name_of(part: object) -> str:
+    """Return what a message calls a part."""
     return type(part).__name__
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def listed(names: tuple[str, ...]) -> str:
+    """Return names as a message lists them."""
     return " and ".join(f"`{name}`" for name in names)

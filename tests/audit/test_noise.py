@@ -6,10 +6,10 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from fedcore.audit import Counts, auc, epsilon_lower_bound, shown
 from fedcore.audit.likelihood import log_likelihood_ratio
-from fedcore.audit.noise import judged, separating_threshold
-from fedcore.audit.one_run import count_correct
+from fedcore.audit.noise import judged, separating_threshold, shown
+from fedcore.audit.one_run import count_correct, epsilon_lower_bound
+from fedcore.audit.rates import Counts, auc
 from fedcore.privacy.accounting import epsilon
 from fedcore.privacy.events import Gaussian, Laplace
 

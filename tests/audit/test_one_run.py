@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcore.audit import ceiling, epsilon_lower_bound, guesses_needed
-from fedcore.audit.one_run import count_correct, p_value
+from fedcore.audit.one_run import ceiling, count_correct, epsilon_lower_bound, guesses_needed, p_value
 from fedcore.errors import SpecError
 
 pytestmark = pytest.mark.slow  # together more than five seconds

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from fedcore.audit import epsilon_estimate
-from fedcore.audit.one_shot import cosines, directions, gaussian_epsilon
+from fedcore.audit.one_shot import cosines, directions, epsilon_estimate, gaussian_epsilon
 from fedcore.privacy.accounting import epsilon
 from fedcore.privacy.events import Gaussian
 

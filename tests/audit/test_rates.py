@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcore.audit import Counts, at_false_rate, auc, clopper_pearson
-from fedcore.audit.rates import counts
+from fedcore.audit.rates import Counts, at_false_rate, auc, clopper_pearson, counts
 
 
 def test_clopper_pearson_by_hand() -> None:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fedcore.audit import Attack, Audit, Bound, Inversion
+from fedcore.audit.report import Attack, Audit, Bound, Inversion
 
 
 def audit_of(claimed: float | None, *bounds: Bound) -> Audit:

@@ -18,13 +18,12 @@ from fedcore.privacy.accounting import (
     accountant_for,
     curve,
     epsilon,
-    noise_multiplier,
     rdp,
     rdp_epsilon,
     smallest_noise,
 )
 from fedcore.privacy.discrete import DiscreteGaussian, Skellam
-from fedcore.privacy.events import Event, Gaussian, Laplace
+from fedcore.privacy.events import Accountant, Event, Gaussian, Laplace
 
 Steps = tuple[float, float, int]
 MIXED: list[Steps] = [(1.0, 0.01, 200), (1.2, 0.02, 200), (1.0, 0.01, 300)]
@@ -36,6 +35,14 @@ TABLE = [  # history, delta, Opacus RDP, Opacus PRV, dp-accounting PLD
     ([(10.0, 1.0, 100)], 1e-5, 4.7285, 4.3874, 4.3772),
     (MIXED, 1e-5, 2.0500, 1.8016, 1.7914),
 ]
+
+
+def noise_multiplier(
+    target: float, delta: float, rate: float, steps: int, accountant: Accountant | None = None
+) -> float:
+    return smallest_noise(lambda z: [(z, rate, steps)], target, delta, accountant)
+
+
 GRID = 1e-3  # relative: two histories may be rounded up to different grids
 
 noises, rates = st.floats(0.5, 20.0), st.floats(0.001, 1.0)

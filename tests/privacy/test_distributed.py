@@ -62,7 +62,7 @@ def test_the_sum_decodes_to_the_sum(
     clipped = vectors * np.minimum(1, clip_norm / lengths)
     shares = [encode(vector, parameters, rng) for vector in vectors]
     assert all(share.dtype == f"uint{bits}" and share.shape == (dimension,) for share in shares)
-    error = decode(total_of(shares), parameters) - clipped.sum(axis=0)
+    error = decode(total_of(shares), parameters, np.empty(parameters.dimension)) - clipped.sum(axis=0)
     deviation = sqrt(clients * (parameters.variance + 1 / 4)) / parameters.scale
     assert abs(error).max() < 8 * deviation
     assert np.linalg.norm(error) < deviation * (sqrt(dimension) + 6)
@@ -75,7 +75,7 @@ def spread(parameters: Parameters, makers: int, rng: np.random.Generator) -> flo
     """
     nothing = np.zeros(parameters.dimension)
     shares = [encode(nothing, parameters, rng) for _ in range(makers)]
-    error = decode(total_of(shares), parameters)
+    error = decode(total_of(shares), parameters, np.empty(parameters.dimension))
     said = parameters.honest * parameters.variance / parameters.scale**2
     return float(error @ error / said / parameters.dimension)
 
@@ -179,7 +179,7 @@ def test_the_worst_vector_of_all_clients_does_not_wrap() -> None:
     vector[77] = 5.0
     rng = generator("worst")
     shares = [encode(vector, parameters, rng) for _ in range(100)]
-    decoded = decode(total_of(shares), parameters)
+    decoded = decode(total_of(shares), parameters, np.empty(parameters.dimension))
     deviation = sqrt(100 * (parameters.variance + 1 / 4)) / parameters.scale
     assert 100 * parameters.scale > 2**15
     assert abs(decoded[77] - 100) < 6 * deviation
@@ -195,7 +195,7 @@ def test_no_direction_wraps_where_few_coordinates_cannot_spread_it(dimension: in
     vector = unrotate(5 * np.eye(dimension)[0], 4)
     rng = generator("one")
     shares = [encode(vector, parameters, rng) for _ in range(50)]
-    decoded = rotate(decode(total_of(shares), parameters), 4)
+    decoded = rotate(decode(total_of(shares), parameters, np.empty(parameters.dimension)), 4)
     assert decoded[0] == pytest.approx(50, abs=6 * sqrt(50 * parameters.variance + 50) / parameters.scale)
 
 

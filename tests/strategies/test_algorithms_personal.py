@@ -46,7 +46,7 @@ def test_a_table_builds_it(table: dict[str, Any], algorithm: LocalSGD) -> None:
         ({"name": "moon", "tau": -1.0}, r"Moon\(tau=-1.0\): expected tau > 0"),
         ({"name": "ditto", "lam": float("nan")}, r"Ditto\(lam=nan\): expected lam > 0"),
         ({"name": "ditto", "lam": float("inf")}, r"Ditto\(lam=inf\): expected lam > 0"),
-        ({"name": "fedrep", "head_epochs": 0}, r"FedRep\(head_epochs=0\): expected at least 1"),
+        ({"name": "fedrep", "head_epochs": 0}, r"head_epochs=0\): expected head_epochs >= 1"),
         ({"name": "pfedme", "steps": 0}, r"PFedMe\(steps=0\): expected steps > 0"),
         ({"name": "pfedme", "lam": 300.0}, r"expected eta \* lam <= 1, or w would pass theta"),
     ],

@@ -76,8 +76,11 @@ def test_what_is_open_is_taken_by_the_rule(tables: dict[str, Any], updates: str,
     [
         (LIMIT, "secagg, encoding q32: the coordinator learns the sum of at least 7, and no single update"),
         ({"encryption": {"updates": "tls"}}, "tls: the coordinator reads every update, on its disk too"),
-        ({"encryption": {"updates": "sealed"}}, "sealed: the coordinator reads every update, in memory only"),
-        ({"strategy": {"name": "krum"}}, "in memory only; not secagg, because Krum looks at single updates"),
+        ({"encryption": {"updates": "sealed"}}, "sealed: the coordinator alone reads every update"),
+        (
+            {"strategy": {"name": "krum"}},
+            "alone reads every update; not secagg, because Krum looks at single updates",
+        ),
     ],
 )
 def test_it_is_said_who_reads_updates_and_why(tables: dict[str, Any], said: str) -> None:
