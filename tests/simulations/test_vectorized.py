@@ -364,7 +364,7 @@ def run(engine, chunk):
     simulation = Simulation(Wide(), spec)
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20, hard))  # 64 rows of parameters take 154 MB
+    resource.setrlimit(resource.RLIMIT_AS, (used + 250 * 2**20, hard))  # 64 rows and gradients take 308
     list(simulation.rounds(lambda _: None))
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     return simulation
