@@ -144,7 +144,8 @@ class DPSGD:
         before = self._buffers()
         with quiet():
             for x, y in batches:
-                self.look(x[:1], y[:1])
+                if not self.seen_whole:
+                    self.look(x[:1], y[:1])
                 self.optimizer.zero_grad(set_to_none=True)
                 loss, count = self._differentiate(x, y)
                 seen, total = seen + count, total + loss
@@ -180,8 +181,8 @@ class DPSGD:
         return torch.zeros(()), 0
 
     def look(self, x: Tensor, y: Tensor) -> None:
-        """Check, once, that Opacus sees all of a gradient, on one example if there is one."""
-        if len(x) and not self.seen_whole:
+        """Check that Opacus sees all of a gradient, on one example if there is one."""
+        if len(x):
             self.seen_whole = self._sees_whole(x, y)
 
     def _sees_whole(self, x: Tensor, y: Tensor) -> bool:

@@ -16,7 +16,7 @@ from fedcore.errors import AuthenticationError, FedcoreError, Interrupted, Proto
 from fedcore.faults import point
 from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, Pause, Secure, UploadHead
 from fedcore.wire import codec, grpc
-from fedcore.wire.chunks import Incoming, arrived, receive, stream
+from fedcore.wire.chunks import Incoming, arrived, moved, receive, stream
 from fedcore.wire.codec import to_wire
 from fedcore.wire.sending import sending
 from fedcore.wire.v1 import coordinator_pb2 as pb
@@ -156,7 +156,7 @@ class Session:
             explain(error)
         except Interrupted as error:
             raise ConnectionLost(str(error)) from error
-        log.info("parameters received", extra={"offset": offset, **_moved(blob, started)})
+        log.info("parameters received", extra={"offset": offset, **moved(blob, started)})
 
     async def upload(self, head: UploadHead, path: Path, left: float, again: bool = False) -> None:
         """Send a finished update and wait for its receipt.
@@ -177,7 +177,7 @@ class Session:
                 await call
         except grpc.aio.AioRpcError as error:
             explain(error)
-        facts = {"ref": head.ref, "offset": head.offset, **_moved(head.payload, started)}
+        facts = {"ref": head.ref, "offset": head.offset, **moved(head.payload, started)}
         log.info("update sent", extra=facts)
 
 
@@ -202,7 +202,3 @@ async def _parts(head: UploadHead, path: Path) -> AsyncGenerator[pb.UploadPart, 
 
 def _part(**chunk: Any) -> pb.UploadPart:
     return pb.UploadPart(chunk=chunk)
-
-
-def _moved(blob: Blob, started: float) -> dict[str, object]:
-    return {"bytes": blob.size, "seconds": round(time.perf_counter() - started, 6)}

@@ -22,13 +22,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fedcore.crypto.files import make_private_folder
-from fedcore.errors import ConfigError
+from fedcore.errors import ConfigError, ProtocolError
 from fedcore.messages import Blob, Ref, UploadHead
-from fedcore.wire.chunks import blob_of, holds
+from fedcore.wire.chunks import blob_of, holds, part_of
 
 log = logging.getLogger("fedcore.client")
 
@@ -91,6 +92,12 @@ class State:
         """Return where parameters are, or will be."""
         return self.folder / "cache" / sha256
 
+    def keep_blob(self, blob: Blob, content: bytes) -> None:
+        """Put parameters into the cache; raises ProtocolError unless they are those of their address."""
+        if sha256(content).hexdigest() != blob.sha256:
+            raise ProtocolError(f"the parameters in an assignment are not those of {blob.sha256}")
+        _replace(self.blob(blob.sha256), content)
+
     def check_cache(self) -> None:
         """Remove what was altered, so that what is whole can be trusted; parts are judged when they are."""
         whole = [path for path in (self.folder / "cache").iterdir() if not path.suffix]
@@ -126,7 +133,7 @@ class State:
         head = update.head
         made = {"terms": update.terms, "words": update.words}
         row = {"vectors": head.vectors, "scalars": head.scalars, **vars(head.payload), **made}
-        _replace(_head(self.payload(head.ref)), json.dumps(row))
+        _replace(_head(self.payload(head.ref)), json.dumps(row).encode())
 
     def unspool(self, ref: Ref) -> None:
         """Declare an update unfinished: its payload is about to be altered."""
@@ -154,13 +161,13 @@ class State:
                 if journal.tell() < JOURNAL_BYTES:
                     return
             rows = path.read_text(encoding="utf-8").splitlines(keepends=True)[-JOURNAL_ROWS:]
-            _replace(path, "".join(rows))
+            _replace(path, "".join(rows).encode())
 
     def tell(self, connection: Mapping[str, Any]) -> None:
         """Put down what is known of the connection, if the disk takes it."""
         path = self.folder / "connection.json"
         with _for_people(path):
-            _replace(path, json.dumps(connection))
+            _replace(path, json.dumps(connection).encode())
 
     def connection(self) -> dict[str, Any]:
         """Return what was put down last; nothing where there is no file."""
@@ -181,9 +188,9 @@ def _head(payload: Path) -> Path:
     return payload.with_name(f"{payload.name}.json")
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text, encoding="utf-8")
+def _replace(path: Path, content: bytes) -> None:
+    temporary = part_of(path)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
 
 

@@ -2,12 +2,9 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
 
 from fedcore.client.connection import Connection, Retries
 from fedcore.client.process import WorkFailed
@@ -41,17 +38,10 @@ class Transfers:
         if path.exists():
             return
         if content:
-            await asyncio.to_thread(self._keep, blob, content, path)
+            await asyncio.to_thread(self.state.keep_blob, blob, content)
         else:
             await self._persist(lambda left: self.session.download(blob, path, left), deadline)
         self.state.trim_cache(path)
-
-    def _keep(self, blob: Blob, content: bytes, path: Path) -> None:
-        if sha256(content).hexdigest() != blob.sha256:
-            raise ProtocolError(f"the parameters in an assignment are not those of {blob.sha256}")
-        part = path.with_suffix(".part")
-        part.write_bytes(content)
-        os.replace(part, path)
 
     async def send(self, head: UploadHead, deadline: float, again: bool = False) -> None:
         """Send an update, which the coordinator may refuse; raises ProtocolError where it is malformed.

@@ -105,6 +105,14 @@ class Loopback:
             enrol = ("client", "enroll")
             list(pool.map(lambda n: self.fedcore(*enrol, f"@tokens/{n}.token", "--dir", n), names))
 
+    def start_agents(self, names: Sequence[str], task: str, module: str, source: str) -> None:
+        """Make and start agents that have one task, `module:task`, with its source beside each, as here."""
+        self.make_agents(names, lambda _: {"tasks": {task: f"{module}:task"}})
+        for place in (self.folder, *(self.folder / name for name in names)):
+            (place / f"{module}.py").write_text(source, encoding="utf-8")
+        for name in names:
+            self.start(name)
+
     def stop(self, name: str, number: int = signal.SIGTERM) -> int:
         """End a process with a signal and return its exit code; kill it if it does not end."""
         process = self.processes.pop(name)

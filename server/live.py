@@ -63,7 +63,39 @@ class Absences:
             self.end(client)
 
 
-class LiveRound:
+class Attempt:
+    """What attempts of all kinds have: a round, the time that is left for it, and a word for its clients."""
+
+    def __init__(self, round: Round, registry: Registry) -> None:
+        """Begin now."""
+        self.plan, self.round, self.registry = round.plan, round, registry
+        self.absences = Absences()
+        self.progress = asyncio.Event()
+        self.failure: BaseException | None = None
+        self.started = time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds to the deadline."""
+        return self.plan.deadline - (time.monotonic() - self.started)
+
+    def fail(self, error: BaseException) -> None:
+        """Have `play` raise an error: the disk or the database is in the way."""
+        self.failure = error
+        self.progress.set()
+
+    def announce(self, counts: bool = True) -> None:
+        """Tell every client of the cohort what became of its work.
+
+        counts: whether the round stands; an update of one that was given up has been folded into nothing.
+        """
+        for client, verdict in self.round.verdicts.items():
+            if verdict.status == "folded" and not counts:
+                verdict = Verdict("late", "the attempt was given up")
+            self.registry.send(client, Outcome(self.plan.ref, verdict))
+
+
+class LiveRound(Attempt):
     """One attempt at a round, from its assignments to its close.
 
     Its event loop part keeps the books; checking and adding runs on the compute thread, one update at a
@@ -89,22 +121,18 @@ class LiveRound:
         """Open the round, or go on where the journal's records end. It blocks, so it belongs off the loop.
 
         refused: is told of updates that do not count. assignment: makes the work of a client, given the
-        seconds that are left. vault: where updates come
-        sealed; they are folded when the round has closed. moved: where updates are only judged, to be folded
-        by others (see `update`); called whenever one more client is settled.
+        seconds that are left. vault: where updates come sealed; they are folded when the round has closed.
+        moved: where updates are only judged, to be folded by others (see `update`); called whenever one more
+        client is settled.
         """
-        self.plan, self.layout, self.assignment = plan, layout, assignment
-        self.registry, self.compute, self.journal, self.vault = registry, compute, journal, vault
-        self.refused, self.moved = refused, moved
         # By the folder, not by a method: a cycle would hold the space of the files until it is collected.
-        self.round = Round(plan, lambda _, *what: mapped(journal.folder, *what))
+        super().__init__(Round(plan, lambda _, *what: mapped(journal.folder, *what)), registry)
+        self.layout, self.assignment, self.refused, self.moved = layout, assignment, refused, moved
+        self.compute, self.journal, self.vault = compute, journal, vault
         self.accepted: dict[str, Accepted] = {}
         self.taken: dict[str, asyncio.Timeout] = {}  # uploads that are under way
         self.returned: set[str] = set()  # they came back while theirs was
-        self.absences = Absences()
         self.pending: set[asyncio.Task[None]] = set()  # updates that are being noted or judged
-        self.progress = asyncio.Event()
-        self.failure: BaseException | None = None
         self._restore()
         self.started = time.monotonic()
 
@@ -122,11 +150,6 @@ class LiveRound:
                 self._settle(client, self._judge(client))
             else:
                 log.warning("update damaged", extra={"client": client, "ref": self.plan.ref})
-
-    @property
-    def left(self) -> float:
-        """Seconds to the deadline."""
-        return self.plan.deadline - (time.monotonic() - self.started)
 
     @property
     def closed(self) -> bool:
@@ -176,11 +199,6 @@ class LiveRound:
     def bytes_of(self, client: str) -> int:
         """Return the size of a client's update, 0 where none was accepted."""
         return self.accepted[client].head.payload.size if client in self.accepted else 0
-
-    def fail(self, error: BaseException) -> None:
-        """Have `play` raise an error: the disk or the database is in the way."""
-        self.failure = error
-        self.progress.set()
 
     def close(self) -> None:
         """Take no more updates."""
@@ -321,21 +339,6 @@ class LiveRound:
         elif self._awaited(client):
             self.returned.discard(client)
             self.registry.send(client, self.assignment(client, self.left))
-
-    def announce(self, counts: bool = True) -> None:
-        """Tell every client of the cohort what became of its work; counts: whether the round stands."""
-        announce(self.round, self.registry, counts)
-
-
-def announce(round: Round, registry: Registry, counts: bool) -> None:
-    """Tell the clients of a round that is over what became of their work.
-
-    counts: whether the round stands; an update of one that was given up has been folded into nothing.
-    """
-    for client, verdict in round.verdicts.items():
-        if verdict.status == "folded" and not counts:
-            verdict = Verdict("late", "the attempt was given up")
-        registry.send(client, Outcome(round.plan.ref, verdict))
 
 
 def mapped(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

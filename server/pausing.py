@@ -9,7 +9,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from traceback import clear_frames
 from typing import TYPE_CHECKING
 
@@ -57,9 +57,6 @@ async def leave(live: "Live") -> None:
     """Break off a round as the end of this process would; nobody writes into its folder when this returns."""
     live.close()
     live.failure = Interrupted("it is broken off")  # in place of the error, which holds what it came through
-    for scope in live.taken.values():
-        with suppress(RuntimeError):  # it has just come to its end
-            scope.reschedule(0)
     while live.taken:  # noqa: ASYNC110  # an event at the end of every upload would serve only this
         await asyncio.sleep(0.01)
 

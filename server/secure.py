@@ -28,7 +28,7 @@ from fedcore.errors import AuthenticationError, ProtocolError, UpdateRefused
 from fedcore.messages import Assignment, Blob, Plan, Secure, UploadHead, Verdict
 from fedcore.server.admission import Refused, is_offence
 from fedcore.server.journal import Journal
-from fedcore.server.live import GRACE, Absences, announce, mapped
+from fedcore.server.live import GRACE, Attempt, mapped
 from fedcore.server.registry import Registry
 from fedcore.server.uploads import alone, check_hidden, end
 from fedcore.strategies.rounds import Round
@@ -59,7 +59,7 @@ class Report:
     told: Mapping[str, bytes] | None
 
 
-class SecureRound:
+class SecureRound(Attempt):
     """One attempt at a round, from its assignments to its close; used as a `LiveRound` is.
 
     The event loop keeps the books; all that the protocol computes, and every file, is the compute thread's.
@@ -78,9 +78,9 @@ class SecureRound:
         trust: Trust,
     ) -> None:
         """Open the round, or go on where the journal's records end. It blocks, so it belongs off the loop."""
-        self.plan, self.config, self.assignment, self.journal = plan, config, assignment, journal
-        self.registry, self.compute, self.refused = registry, compute, refused
-        self.round = Round(plan, lambda _, shape, dtype: mapped(journal.folder, shape, dtype))
+        super().__init__(Round(plan, lambda _, *what: mapped(journal.folder, *what)), registry)
+        self.config, self.assignment, self.journal = config, assignment, journal
+        self.compute, self.refused = compute, refused
         self.lacks = ""
         try:
             self.server = Server.restored(
@@ -100,9 +100,6 @@ class SecureRound:
         self.refusals = 0
         self.added = False
         self.certificate = b""
-        self.absences = Absences()
-        self.progress = asyncio.Event()
-        self.failure: BaseException | None = None
         self.started = time.monotonic()
 
     def _find_words(self) -> None:
@@ -111,11 +108,6 @@ class SecureRound:
             path = self.journal.update(client)
             if path.exists() and path.stat().st_size == self.plan.payload:
                 self.server.uploaded(client)
-
-    @property
-    def left(self) -> float:
-        """Seconds to the deadline."""
-        return self.plan.deadline - (time.monotonic() - self.started)
 
     @property
     def closed(self) -> bool:
@@ -344,11 +336,6 @@ class SecureRound:
             elif self.step is Step.ADVERTISE:
                 self.registry.send(client, self.assignment(client, self.left))
 
-    def fail(self, error: BaseException) -> None:
-        """Have `play` raise an error: the disk is in the way."""
-        self.failure = error
-        self.progress.set()
-
     def close(self) -> None:
         """Take nothing more."""
         for client, reason in self.gone.items():
@@ -360,10 +347,6 @@ class SecureRound:
     def bytes_of(self, client: str) -> int:
         """Return the size of a client's masked words, 0 where they were not added."""
         return self.plan.payload if client in self.round.folded else 0
-
-    def announce(self, counts: bool = True) -> None:
-        """Tell every client of the cohort what became of its work; counts: whether the round stands."""
-        announce(self.round, self.registry, counts)
 
 
 def sync_file(path: Path) -> None:

@@ -20,7 +20,7 @@ from fedcore.server.opening import Live
 from fedcore.server.registry import Push, Session
 from fedcore.server.uploads import alone
 from fedcore.wire import codec, grpc
-from fedcore.wire.chunks import Incoming, arrived, receive, stream
+from fedcore.wire.chunks import Incoming, arrived, moved, receive, stream
 from fedcore.wire.codec import to_wire
 from fedcore.wire.v1 import coordinator_pb2 as pb
 from fedcore.wire.v1.coordinator_pb2_grpc import CoordinatorServicer
@@ -128,7 +128,6 @@ class AgentService(CoordinatorServicer):
     async def Download(self, request: pb.Wanted, context: Context) -> AsyncIterator[pb.Chunk]:
         """Stream the parameters of a round that the caller takes part in."""
         async with self.admitted(context) as client:
-            self.coordinator.admission.check(client)
             admission = self.coordinator.admission
             admission.check(client)
             blob, offset = codec.wanted(request)
@@ -139,7 +138,7 @@ class AgentService(CoordinatorServicer):
             async for chunk in stream_file(self.coordinator.blobs, blob.sha256, blob.size, offset):
                 admission.transfer(client, blob, len(chunk.data), blob.size)
                 yield chunk
-            log.info("parameters sent", extra={"client": client, "offset": offset, **_moved(blob, started)})
+            log.info("parameters sent", extra={"client": client, "offset": offset, **moved(blob, started)})
 
     def _may_read(self, client: str, blob: Blob) -> bool:
         return any(
@@ -196,7 +195,7 @@ class AgentService(CoordinatorServicer):
             raise
         finally:
             live.drop(client)
-        extra = {"client": client, "ref": head.ref, "offset": head.offset, **_moved(head.payload, started)}
+        extra = {"client": client, "ref": head.ref, "offset": head.offset, **moved(head.payload, started)}
         log.info("update received", extra=extra)
         point("update.acknowledged")
 
@@ -240,7 +239,3 @@ def stream_file(blobs: Blobs, address: str, size: int, offset: int = 0) -> Async
     Raises ProtocolError where it is gone.
     """
     return stream(partial(blobs.open, address), size, offset)
-
-
-def _moved(blob: Blob, started: float) -> dict[str, object]:
-    return {"bytes": blob.size, "seconds": round(time.perf_counter() - started, 6)}

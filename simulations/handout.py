@@ -48,7 +48,8 @@ class Handout(ABC, Generic[M]):
         self.population, self.states, self.layout = population, states, trainer.layout
         self.chunk = max(1, population.spec.simulation.chunk)
         strategy: Strategy | None = getattr(trainer, "strategy", None)
-        self.given = (population.task, population.spec, strategy, summable(strategy, population.spec))
+        self.sums = summable(strategy, population.spec)
+        self.given = (population.task, population.spec, strategy, self.sums)
         self.alike = uses_torch(population.task)  # a trainer of the task's own may answer in any shape
         self.deaths = 0
 

@@ -26,7 +26,7 @@ from fedcore.simulations.borrowed import random_state, threads
 from fedcore.simulations.buffered import Step, Workers
 from fedcore.simulations.checkpoint import Journal, Row, Snapshot, uninterrupted
 from fedcore.simulations.engine import choose
-from fedcore.simulations.handout import Handout, summable
+from fedcore.simulations.handout import Handout
 from fedcore.simulations.population import Population, check_population
 from fedcore.simulations.result import Result, clients_of
 from fedcore.simulations.secure import Federation, Masked
@@ -291,7 +291,7 @@ class Simulation:
         parameters = self.state.parameters
         masked = Masked(self.federation, self.spec, plan, parameters) if self.federation else None
         take = masked.receive if masked else receive_rows
-        summed = isinstance(self.engine, Handout) and summable(self.strategy, self.spec)
+        summed = isinstance(self.engine, Handout) and self.engine.sums
         source = self.engine.answer if summed else self.answers
         for answers in source(plan, parameters):
             if isinstance(answers, Summed):

@@ -189,7 +189,8 @@ class Vectorized:
     def _train(self, ref: Ref, clients: Sequence[str], stack: Stack) -> Answers:
         trainer = self.trainer
         trainer.pace(ref.round)
-        if trainer.private:  # a task that the sequential engine refuses is refused
+        # A task that the sequential engine refuses is refused.
+        if trainer.private and not trainer.private.seen_whole:
             trainer.load({})
             trainer.private.begin(ref, clients[0])
             trainer.private.look(stack.x[0, :1], stack.y[0, :1])

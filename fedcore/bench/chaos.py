@@ -51,12 +51,8 @@ def remembering(folder: Path, clients: int, size: int = 20_000, seconds: float =
     """Start a federation in an empty folder, with that many agents that remember."""
     with federation(folder) as loopback:
         names = [f"client-{i:06d}" for i in range(clients)]
-        loopback.make_agents(names, lambda _: {"tasks": {"Remembering": "remembering_task:task"}})
-        for place in (folder, *(folder / name for name in names)):
-            task = TASK.format(size=size, seconds=seconds)
-            (place / "remembering_task.py").write_text(task, encoding="utf-8")
-        for name in names:
-            loopback.start(name)
+        source = TASK.format(size=size, seconds=seconds)
+        loopback.start_agents(names, "Remembering", "remembering_task", source)
         yield loopback
 
 

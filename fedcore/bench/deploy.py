@@ -41,16 +41,12 @@ def measure(
     """
     with tempfile.TemporaryDirectory(prefix="fedcore-bench-") as home:
         folder = Path(home)
-        (folder / "echo_task.py").write_text(TASK.format(size=parameters), encoding="utf-8")
         spec = SPEC.format(rounds=rounds + 1, clients=clients, encryption=encryption)
         spec += NORM if encryption == "secagg" else ""
         (folder / "spec.toml").write_text(spec, encoding="utf-8")
         with federation(folder) as loopback:
             names = [f"client-{i:06d}" for i in range(clients)]
-            loopback.make_agents(names, lambda _: {"tasks": {"Echo": "echo_task:task"}})
-            for name in names:
-                (folder / name / "echo_task.py").write_text(TASK.format(size=parameters), encoding="utf-8")
-                loopback.start(name)
+            loopback.start_agents(names, "Echo", "echo_task", TASK.format(size=parameters))
             for name in names:
                 loopback.wait_for(name, "connected")
             base = memory_of(loopback)["RssAnon"]

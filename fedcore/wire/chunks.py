@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
 from functools import cached_property
@@ -190,6 +191,11 @@ def blob_of(file: BinaryIO) -> Blob:
         state.update(data)
         size += len(data)
     return Blob(state.hexdigest(), size)
+
+
+def moved(blob: Blob, started: float) -> dict[str, object]:
+    """Return what the log says of a transfer that began at `started`, a time of `time.perf_counter`."""
+    return {"bytes": blob.size, "seconds": round(time.perf_counter() - started, 6)}
 
 
 def holds(path: Path, blob: Blob) -> bool:
