@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import ray
 
-import fedcore
 from fedcore.errors import SpecError
 from fedcore.messages import Plan
 from fedcore.simulations.answers import Answers, Summed
@@ -19,42 +18,25 @@ from fedcore.simulations.cluster import Cluster
 from fedcore.simulations.run import Simulation
 from fedcore.strategies.rounds import train_plan
 from fedcore.task import resolve
+from tests.simulations import handed
+from tests.simulations.handed import played, spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
-MODULE = '''
-import os
-from torch import nn
-import fedcore
-
-class Ragged(fedcore.Task):
-    """Clients of 3 to 30 examples."""
-
-    def model(self):
-        return nn.Sequential(nn.Linear(6, 40), nn.Dropout(0.2), nn.Tanh(), nn.Linear(40, 3))
-
-    def data(self, client):
-        n = 3 * (client.index % 10 + 1)
-        def part():
-            return client.rng.normal(size=(n, 6)).astype("float32"), client.rng.integers(0, 3, n)
-        return fedcore.Split(part(), part())
-
+MODULE = """
 class Broken(Ragged):
     def model(self):
         if os.environ.get("DRIVER") != str(os.getpid()):
             raise ValueError("no model elsewhere")
         return super().model()
-'''
+"""
 
 
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Yield the name of a module that only this process can import: Ray takes it along."""
-    name = f"tasks_of_{tmp_path.name}".replace("-", "_")
-    (tmp_path / f"{name}.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield name
-    sys.modules.pop(name, None)
+    with handed.module(tmp_path, MODULE, monkeypatch) as name:
+        yield name
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,21 +46,6 @@ def local() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
-
-
-def spec(*overrides: str) -> fedcore.RunSpec:
-    base = ("run.rounds=2", "cohort.size=8", "client.batch_size=8", "client.epochs=2")
-    return fedcore.RunSpec().with_(*base, "simulation.clients=10", "simulation.workers=2", *overrides)
-
-
-def played(task: fedcore.Task, *overrides: str) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Return the model, what goes with it and what clients keep after two rounds, and the rows."""
-    run = Simulation(task, spec(*overrides))
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in run.rounds(lambda _: None)]
-    kept = [sorted(run.states[name].items()) for name in run.population.names]
-    state = {**run.state.parameters.extra, **run.state.vectors}
-    run.close()
-    return [run.state.parameters.digest, sorted(state.items()), kept], rows
 
 
 @pytest.mark.parametrize("options", [("strategy=scaffold",), ("strategy.aggregator=median",)])

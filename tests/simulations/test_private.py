@@ -16,12 +16,9 @@ from fedcore.simulations.answers import ClientStates
 from fedcore.simulations.population import Population
 from fedcore.simulations.vectorized import Stack, Vectorized
 from fedcore.task import Client
+from tests.simulations import ragged
 
 SIZES = (0, 1, 3, 7, 12, 20)
-
-
-def perceptron() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
 class Tokens(nn.Module):
@@ -36,39 +33,13 @@ class Tokens(nn.Module):
         return output
 
 
-MODELS: dict[str, Any] = {
-    "perceptron": perceptron,
-    "float64": lambda: perceptron().double(),
-    "convolution": lambda: nn.Sequential(
-        nn.Unflatten(1, (1, 6)),
-        nn.Conv1d(1, 4, 3),
-        nn.GroupNorm(2, 4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(16, 3),
-    ),
-    "tokens": Tokens,
-}
+MODELS = {**ragged.MODELS, "tokens": Tokens}
 
 
-class Ragged(fedcore.Task):
-    """Clients of different sizes, one without examples."""
+class Ragged(ragged.Ragged):
+    """Some clients have fewer examples than a batch, one has none."""
 
-    def __init__(self, model: str = "perceptron", personal: str = "") -> None:
-        self.kind, self.personal = model, personal
-
-    def model(self) -> nn.Module:
-        module: nn.Module = MODELS[self.kind]()
-        return module
-
-    def shared(self, name: str) -> bool:
-        return not self.personal or not name.startswith(self.personal)
-
-    def data(self, client: Client) -> fedcore.Split[Any]:
-        assert client.index is not None
-        n = SIZES[client.index % len(SIZES)]
-        x = client.rng.normal(size=(n, 6)).astype("float64" if self.kind == "float64" else "float32")
-        return fedcore.Split((x, client.rng.integers(0, 3, n)), (x, client.rng.integers(0, 3, n)))
+    sizes, models = SIZES, MODELS
 
 
 def spec(noise: float, *overrides: str) -> fedcore.RunSpec:

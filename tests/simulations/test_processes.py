@@ -20,26 +20,12 @@ from fedcore.simulations.processes import Processes, workers_for
 from fedcore.simulations.run import Simulation
 from fedcore.strategies.rounds import train_plan
 from fedcore.task import resolve
+from tests.simulations import handed
+from tests.simulations.handed import played, spec
 
 pytestmark = pytest.mark.slow  # together more than ten seconds
 
 MODULE = '''
-import os, time
-from torch import nn
-import fedcore
-
-class Ragged(fedcore.Task):
-    """Clients of 3 to 30 examples."""
-
-    def model(self):
-        return nn.Sequential(nn.Linear(6, 40), nn.Dropout(0.2), nn.Tanh(), nn.Linear(40, 3))
-
-    def data(self, client):
-        n = 3 * (client.index % 10 + 1)
-        def part():
-            return client.rng.normal(size=(n, 6)).astype("float32"), client.rng.integers(0, 3, n)
-        return fedcore.Split(part(), part())
-
 class Sized(Ragged):
     """With a wider model, too large to be sent with others."""
 
@@ -66,31 +52,8 @@ PRIVATE = "privacy={level='example', noise_multiplier=1.0, sampling_rate=0.3, me
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Yield the name of a module of tasks that other processes can import."""
-    name = f"tasks_of_{tmp_path.name}".replace("-", "_")
-    (tmp_path / f"{name}.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield name
-    sys.modules.pop(name, None)
-
-
-def spec(*overrides: str) -> fedcore.RunSpec:
-    base = (
-        "run.rounds=2",
-        "cohort.size=8",
-        "client.batch_size=8",
-        "client.epochs=2",
-        "simulation.clients=10",
-    )
-    return fedcore.RunSpec().with_(*base, "simulation.workers=2", *overrides)
-
-
-def played(task: fedcore.Task, *overrides: str) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Return the model, what goes with it and what clients keep after two rounds, and the rows."""
-    run = Simulation(task, spec(*overrides))
-    rows = [{k: v for k, v in row.items() if k not in ("seconds",)} for row in run.rounds(lambda _: None)]
-    kept = [sorted(run.states[name].items()) for name in run.population.names]
-    state = {**run.state.parameters.extra, **run.state.vectors}
-    return [run.state.parameters.digest, sorted(state.items()), kept], rows
+    with handed.module(tmp_path, MODULE, monkeypatch) as name:
+        yield name
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from fedcore.simulations.run import Simulation
 from fedcore.simulations.vectorized import Vectorized, obstacle
 from fedcore.strategies import LocalSGD, Strategy
 from fedcore.strategies.rounds import Round, State, receive_rows, train_plan
-from fedcore.task import Client
+from tests.simulations import ragged
 
 SIZES = (1, 3, 4, 7, 8, 12, 20)  # of the clients: below, at and above a batch of 4
 
@@ -44,38 +44,11 @@ class Mixer(nn.Module):
         return output
 
 
-MODELS = {
-    "perceptron": lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),
-    "float64": lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double(),
-    "convolution": lambda: nn.Sequential(
-        nn.Unflatten(1, (1, 6)),
-        nn.Conv1d(1, 4, 3),
-        nn.GroupNorm(2, 4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(16, 3),
-    ),
-    "attention": Mixer,
-}
+MODELS = {**ragged.MODELS, "attention": Mixer}
 
 
-class Ragged(fedcore.Task):
-    """Clients of different sizes."""
-
-    def __init__(self, model: str = "perceptron", personal: str = "") -> None:
-        self.kind, self.personal = model, personal
-
-    def model(self) -> nn.Module:
-        return MODELS[self.kind]()
-
-    def shared(self, name: str) -> bool:
-        return not self.personal or not name.startswith(self.personal)
-
-    def data(self, client: Client) -> fedcore.Split[Any]:
-        assert client.index is not None
-        n = SIZES[client.index % len(SIZES)]
-        x = client.rng.normal(size=(n, 6)).astype("float64" if self.kind == "float64" else "float32")
-        return fedcore.Split((x, client.rng.integers(0, 3, n)), (x, client.rng.integers(0, 3, n)))
+class Ragged(ragged.Ragged):
+    sizes, models = SIZES, MODELS
 
 
 def spec(*overrides: str) -> fedcore.RunSpec:
