@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.errors import SpecError
+from fedcore.paging import passing
 from fedcore.privacy.rotation import flatness, rotated, unrotated
 
 Integers = NDArray[np.int64]
@@ -94,7 +95,7 @@ def add_encoded(
     integers that float64 holds exactly, the rows of a block are summed before they are turned into int64.
     """
     scales = (factors * np.float64(2.0) ** shift)[:, None]
-    for block in blocks(len(total), max(1, BLOCK // len(rows))):
+    for block in passing(total, rows, length=max(1, BLOCK // len(rows))):
         scaled = np.multiply(rows[:, block], scales, dtype=np.float64)
         np.rint(scaled, out=scaled)
         if len(rows) > 1 and len(rows) * max(scaled.max(), -scaled.min()) < 2.0**53:
@@ -137,5 +138,6 @@ def decode(total: Integers, shift: int) -> NDArray[np.float64]:
 def within(values: NDArray[Any], bound: float) -> bool:
     """Tell whether all values are finite and in [-bound, bound], block by block; NaN is outside."""
     return all(
-        -bound <= values[block].min() and values[block].max() <= bound for block in blocks(len(values))
+        -bound <= values[block].min() and values[block].max() <= bound
+        for block in passing(values, length=BLOCK)
     )

@@ -14,11 +14,12 @@ from functools import cached_property
 
 import numpy as np
 
-from fedcore.encoding import blocks
+from fedcore.encoding import BLOCK, blocks
 from fedcore.errors import UpdateRefused
 from fedcore.layout import Layout, Parameters, Vector
 from fedcore.messages import Plan, Ref, ScalarSpec, Update, VectorSpec, Verdict
 from fedcore.metrics import EXAMPLE_BOUND, means
+from fedcore.paging import passing
 from fedcore.privacy.levels import OFF, ClientLevel, Privacy
 from fedcore.seeds import digest, generator
 from fedcore.spec import RunSpec
@@ -289,7 +290,8 @@ def advance(
     )
     rate = strategy.optimizer.rate(aggregate, lambda: _squared_norm(aggregate, len(shared)))
     optimizer, server = _part("optimizer", vectors), {**parameters.extra, **_part("algorithm", vectors)}
-    for block in blocks(len(shared)):
+    sums = [round.sums.integers(t.name) for t in plan.terms if t.vector and plan.length(t) == len(shared)]
+    for block in passing(shared, *sums, *vectors.values(), *parameters.extra.values(), length=BLOCK):
         direction = strategy.algorithm.direction(aggregate, block, _at(block, server))
         strategy.optimizer.step(shared[block], direction, rate, _at(block, optimizer))
         if previous is not None:

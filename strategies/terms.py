@@ -12,6 +12,7 @@ from fedcore.encoding import blocks, within
 from fedcore.errors import UpdateRefused
 from fedcore.layout import Vector
 from fedcore.messages import Plan, Update
+from fedcore.paging import passing
 
 Space = Callable[[str, tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
@@ -52,7 +53,7 @@ def joint_norm(vectors: Iterable[NDArray[Any]], order: int = 2) -> float:
     total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for vector in vectors:
-            for block in blocks(len(vector), SHORT):
+            for block in passing(vector, length=SHORT):
                 wide = vector[block].astype(np.float64)
                 total += float(wide @ wide if order == 2 else np.abs(wide).sum())
     return sqrt(total) if order == 2 else total

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.encoding import (
+    BLOCK,
     INEXACT,
     Narrow,
     add_encoded,
     add_rotated,
-    blocks,
     decode,
     decode_rotated,
     signed,
@@ -27,6 +27,7 @@ from fedcore.encoding import (
 )
 from fedcore.errors import UpdateRefused
 from fedcore.messages import Plan, Term, Update
+from fedcore.paging import passing
 from fedcore.privacy import distributed
 from fedcore.strategies.terms import Rows, Space, in_memory, joint_norm
 
@@ -115,7 +116,7 @@ class Accumulator:
         """Add what clients have encoded, and perhaps masked, or the sums of others."""
         self._unrotated.clear()
         for total, added in ((self._narrow, words.narrow), (self._wide, words.wide)):
-            for block in blocks(len(total)):
+            for block in passing(total, added, length=BLOCK):
                 total[block] += added[block]
 
     def _scales(self, name: str, rows: Rows) -> NDArray[np.float64]:

@@ -5,74 +5,102 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from fedcore.errors import Interrupted, ProtocolError
 from fedcore.faults import point
 from fedcore.messages import Blob
+from fedcore.wire.framing import Chunk, framed
 from fedcore.wire.v1 import coordinator_pb2 as pb
 
 CHUNK = 1 << 20
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
-def chunks(file: BinaryIO, size: int | None = None, part: Callable[..., Any] = pb.Chunk) -> Iterator[Any]:
+def chunks(file: BinaryIO, size: int | None = None) -> Iterator[pb.Chunk]:
     """Yield a file's bytes from its present position as numbered chunks of 1 MiB.
 
-    size: how many bytes; to the end where None. part: makes a message of `index` and `data`, so that what
-    has a chunk in it is made without another copy.
+    size: how many bytes; to the end where None.
     """
     index, left = 0, sys.maxsize if size is None else size
     while data := file.read(min(CHUNK, left)):
-        yield part(index=index, data=data)
+        yield pb.Chunk(index=index, data=data)
         index, left = index + 1, left - len(data)
 
 
 async def stream(
-    opened: Callable[[], BinaryIO],
-    size: int,
-    offset: int = 0,
-    part: Callable[..., Any] = pb.Chunk,
-) -> AsyncGenerator[Any, None]:
-    """Yield a file of `size` bytes, less the first `offset`, in chunks, each read while the last one is sent.
+    opened: Callable[[], BinaryIO], size: int, offset: int = 0, part: bool = False
+) -> AsyncGenerator[bytes, None]:
+    """Yield a file of `size` bytes, less the first `offset`, as the messages of its chunks, or as parts.
 
-    All is done off the event loop, even the end: with the last descriptor of a removed file, all its blocks
-    are freed.
+    What is in the page cache is taken at once, since to wake another thread takes longer. All that may block
+    is done off the event loop, even the end: with the last descriptor of a removed file, all its blocks are
+    freed.
     """
-    loop, parts = asyncio.get_running_loop(), _closing(opened, size, offset, part)
-    ahead: asyncio.Future[Any] | None = None
+    loop, outgoing = asyncio.get_running_loop(), Outgoing(opened, size)
+    reading: asyncio.Future[memoryview] | None = None
     try:
-        for start in range(offset, size, CHUNK):
-            ahead = ahead or loop.run_in_executor(None, next, parts, None)
-            chunk = await asyncio.shield(ahead)
-            ahead = loop.run_in_executor(None, next, parts, None) if start + CHUNK < size else None
-            if chunk is None:  # the file is shorter
+        for index, start in enumerate(range(offset, size, CHUNK)):
+            if not (data := outgoing.cached(start)):
+                reading = loop.run_in_executor(None, outgoing.read, start)
+                data = await asyncio.shield(reading)
+                reading = None
+            if not data:  # the file is shorter
                 return
-            yield chunk
+            yield framed(index, data, part)
     finally:
-        if ahead:  # a thread cannot be cancelled; when it has read, the file is closed
+        if reading:  # a thread cannot be cancelled; when it has read, the file is closed
 
-            def close(done: asyncio.Future[Any]) -> None:
+            def close(done: asyncio.Future[memoryview]) -> None:
                 done.cancelled() or done.exception()  # heard, whatever it is
-                loop.run_in_executor(None, parts.close)
+                loop.run_in_executor(None, outgoing.close)
 
-            ahead.add_done_callback(close)
+            reading.add_done_callback(close)
+        elif outgoing.file:
+            loop.run_in_executor(None, outgoing.close)
 
 
-def _closing(
-    opened: Callable[[], BinaryIO], size: int, offset: int, part: Callable[..., Any]
-) -> Generator[Any, None, None]:
-    with opened() as file:
-        file.seek(offset)
-        for index, chunk in enumerate(chunks(file, size - offset, part)):
-            if offset + (index + 1) * CHUNK >= size:
-                file.close()  # in the thread that has read the last one
-            yield chunk
+class Outgoing:
+    """A file of `size` bytes that leaves in chunks, each of which is valid until the next one is read."""
+
+    def __init__(self, opened: Callable[[], BinaryIO], size: int) -> None:
+        """Open nothing yet."""
+        self.opened, self.size = opened, size
+        self.file: BinaryIO | None = None
+        self.buffer = bytearray(min(CHUNK, size))
+
+    def _room(self, start: int) -> memoryview:
+        return memoryview(self.buffer)[: min(CHUNK, self.size - start)]
+
+    def cached(self, start: int) -> memoryview:
+        """Return the chunk at a byte without waiting for a disk; an empty one where that cannot be."""
+        room = self._room(start)
+        with suppress(OSError, AttributeError):  # which few systems have
+            if self.file and os.preadv(self.file.fileno(), [room], start, os.RWF_NOWAIT) == len(room):
+                return room
+        return room[:0]
+
+    def read(self, start: int) -> memoryview:
+        """Return the chunk at a byte, which is shorter where the file is; it blocks."""
+        room = self._room(start)
+        self.file = self.file or self.opened()
+        self.file.seek(start)
+        data = self.file.read(len(room))
+        if start + len(data) == self.size:  # in the thread that has read the last one
+            self.close()
+        room[: len(data)] = data
+        return room[: len(data)]
+
+    def close(self) -> None:
+        """Close the file; it blocks."""
+        if self.file:
+            self.file.close()
+            self.file = None
 
 
 def part_of(path: Path) -> Path:
@@ -113,11 +141,11 @@ class Incoming:
         file.truncate()
         return file
 
-    def add(self, chunk: pb.Chunk) -> None:
+    def add(self, chunk: pb.Chunk | Chunk) -> None:
         """Write the next chunk; raises ProtocolError for a gap, a repetition, an empty or an excess one."""
         if chunk.index != self.index:
             raise ProtocolError(f"chunk {chunk.index} came where chunk {self.index} was expected")
-        data = chunk.data  # a copy, each time
+        data = chunk.data  # of protobuf's a copy, each time
         self.size += len(data)
         if not data or len(data) > CHUNK or self.size > self.blob.size:
             raise ProtocolError(f"chunk {chunk.index} has {len(data)} bytes, {self.size} of {self.blob.size}")
@@ -144,10 +172,8 @@ class Incoming:
             )
             part_of(self.path).unlink()
             raise Interrupted(problem) if self.offset else ProtocolError(problem)
-        point("transfer.rename.before")
-        os.replace(part_of(self.path), self.path)
+        _name(self.path)
         self.finished = True
-        point("transfer.rename.after")
 
     def close(self) -> None:
         """Leave what has arrived as it is."""
@@ -160,7 +186,20 @@ class Incoming:
         part_of(self.path).unlink(missing_ok=True)
 
 
-async def receive(incoming: Incoming, chunks: AsyncIterator[pb.Chunk]) -> None:
+def put(path: Path, content: bytes) -> None:
+    """Put a file that came as a whole in its place; it blocks."""
+    part_of(path).write_bytes(content)
+    _name(path)
+
+
+def _name(path: Path) -> None:
+    """Give a file that has arrived its name."""
+    point("transfer.rename.before")
+    os.replace(part_of(path), path)
+    point("transfer.rename.after")
+
+
+async def receive(incoming: Incoming, chunks: AsyncIterator[pb.Chunk | Chunk]) -> None:
     """Write a stream of chunks, all off the event loop, each while the next one is on its way.
 
     Raises ProtocolError where they are not what was announced, and nothing is left of them; Interrupted where
@@ -209,9 +248,11 @@ def holds(path: Path, blob: Blob) -> bool:
 def reuse_buffers() -> None:
     """Have glibc's malloc keep the memory of chunks for the next ones.
 
-    What is larger than 128 KiB it gives back at once, and has zeroed anew. Elsewhere nothing happens.
+    What is larger than 128 KiB it gives back at once, and has zeroed anew. Of what it keeps, every thread
+    may have a store of its own; two serve all here. Elsewhere nothing happens.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 4 * CHUNK)
         libc.mallopt(M_TRIM_THRESHOLD, 8 * CHUNK)
+        libc.mallopt(M_ARENA_MAX, 2)

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import threading
 from collections.abc import AsyncIterator
 from hashlib import sha256
@@ -71,6 +72,34 @@ def test_a_file_is_closed_even_where_its_reader_goes_while_it_is_opened(tmp_path
             await asyncio.sleep(0.001)
 
     asyncio.run(asyncio.wait_for(run(), 10))
+
+
+@pytest.mark.parametrize("asks_the_cache", [True, False])
+@pytest.mark.parametrize(
+    ("size", "offset"), [(0, 0), (10, 3), (CHUNK, 0), (2 * CHUNK + 5, 7), (CHUNK, CHUNK)]
+)
+def test_a_file_is_streamed_as_messages_and_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, offset: int, asks_the_cache: bool
+) -> None:
+    (tmp_path / "file").write_bytes(some(size))
+    opened: list[BinaryIO] = []
+    if not asks_the_cache:
+        monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
+
+    def open_it() -> BinaryIO:
+        opened.append((tmp_path / "file").open("rb"))
+        return opened[0]
+
+    async def run(announced: int, part: bool) -> list[bytes]:
+        return [message async for message in stream(open_it, announced, offset, part)]
+
+    expected = list(chunks(io.BytesIO(some(size)[offset:])))
+    for announced in (size, size + 1):  # which is more than there is
+        found = asyncio.run(run(announced, part=False))
+        assert [pb.Chunk.FromString(message) for message in found] == expected
+        assert all(file.closed for file in opened)  # when the loop has ended, so have its threads
+        opened.clear()
+    assert [pb.UploadPart.FromString(each).chunk for each in asyncio.run(run(size, part=True))] == expected
 
 
 def some(size: int) -> bytes:
