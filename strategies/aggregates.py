@@ -22,6 +22,11 @@ class Means:
     clients: int
     population: int
 
+    @property
+    def round(self) -> int:
+        """The number of the round."""
+        return self.sums.plan.ref.round
+
     def scalar(self, name: str) -> float:
         """Return the sum of a scalar over the clients."""
         return self.sums.scalar(name)

@@ -8,6 +8,7 @@ computed in float64 and rounded once.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import sqrt
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -21,6 +22,11 @@ Float64s = NDArray[np.float64]
 
 class Reports(Protocol):
     """What an optimiser may know of the clients of a closed round."""
+
+    @property
+    def round(self) -> int:
+        """The number of the round, from 1."""
+        ...
 
     @property
     def clients(self) -> float:
@@ -92,17 +98,20 @@ class Adaptive(ABC):
     lr: float
     beta1: float
     tau: float
+    v0: float | None
     scalars: ClassVar[tuple[str, ...]] = ()
 
     def check(self, *betas: float) -> None:
         """Raise SpecError unless the fields make sense."""
         sound = 0 < self.lr < np.inf and 0 < self.tau < np.inf and all(0 <= beta < 1 for beta in betas)
-        expect(sound, self, "finite lr > 0, finite tau > 0 and 0 <= beta < 1")
+        sound = sound and 0 <= (self.v0 or 0) < np.inf
+        expect(sound, self, "finite lr > 0, finite tau > 0, 0 <= beta < 1 and finite v0 >= 0")
 
     @property
     def state(self) -> Mapping[str, float]:
         """The moments `m`, unless beta1 is 0, and `v`."""
-        return {"m": 0.0, "v": self.tau**2} if self.beta1 else {"v": self.tau**2}
+        v = self.tau**2 if self.v0 is None else self.v0
+        return {"m": 0.0, "v": v} if self.beta1 else {"v": v}
 
     def rate(self, reports: Reports, squared_norm: Callable[[], float]) -> float:
         """Return `lr`."""
@@ -126,13 +135,15 @@ class Adaptive(ABC):
 class Adagrad(Adaptive):
     """v = v + D²; x += lr * m / (sqrt(v) + tau), with m = beta1 m + (1 - beta1) D.
 
-    FedAdagrad (Reddi et al. 2021, Algorithm 2): m starts at 0, v at tau². The paper's experiments take
-    beta1 = 0, for which m is D and is not kept. Raises SpecError unless lr > 0, 0 <= beta1 < 1, tau > 0.
+    FedAdagrad (Reddi et al. 2021, Algorithm 2): m starts at 0, v at `v0`, by default the paper's tau². The
+    paper's experiments take beta1 = 0, for which m is D and is not kept. Raises SpecError unless lr > 0,
+    0 <= beta1 < 1, tau > 0 and v0 >= 0.
     """
 
     lr: float = 0.1
     beta1: float = 0.0
     tau: float = 1e-3
+    v0: float | None = None
 
     def __post_init__(self) -> None:
         self.check(self.beta1)
@@ -146,17 +157,28 @@ class Adagrad(Adaptive):
 class Adam(Adaptive):
     """v = beta2 v + (1 - beta2) D²; x += lr * m / (sqrt(v) + tau), with m = beta1 m + (1 - beta1) D.
 
-    FedAdam (Reddi et al. 2021, Algorithm 2): m starts at 0, v at tau², and neither is corrected for its
-    bias, unlike in Adam itself. Raises SpecError unless lr > 0, 0 <= beta1, beta2 < 1, tau > 0.
+    FedAdam (Reddi et al. 2021, Algorithm 2): m starts at 0, v at `v0`, by default the paper's tau², and
+    neither is corrected for its bias, unlike in Adam itself. bias_correction: multiply lr in round t by
+    sqrt(1 - beta2^(t+1)) / (1 - beta1^(t+1)), as Flower's FedAdam does; Kingma and Ba 2015 have t for t + 1.
+    Raises SpecError unless lr > 0, 0 <= beta1, beta2 < 1, tau > 0 and v0 >= 0.
     """
 
     lr: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.99
     tau: float = 1e-3
+    v0: float | None = None
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         self.check(self.beta1, self.beta2)
+
+    def rate(self, reports: Reports, squared_norm: Callable[[], float]) -> float:
+        """Return `lr`, corrected for the bias of the moments where that is asked for."""
+        if not self.bias_correction:
+            return self.lr
+        after = reports.round + 1
+        return self.lr * sqrt(1 - self.beta2**after) / (1 - self.beta1**after)
 
     def second(self, v: Vector, square: Float64s) -> Float64s:
         """Return the new v, given D²."""

@@ -39,6 +39,8 @@ def check_algorithm(part: ClientAlgorithm, spec: RunSpec | None = None) -> None:
 class Closed:
     """A closed round in which the aggregator made a random vector of every one, or zeros of an empty one."""
 
+    round = 1
+
     def __init__(self, part: ClientAlgorithm, spec: RunSpec, clients: int = CLIENTS) -> None:
         self.clients, self.population = clients, 2 * CLIENTS
         rng = generator("testing", "aggregate")

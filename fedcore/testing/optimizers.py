@@ -29,6 +29,7 @@ class Reported:
     """The sums of a round in which every scalar that clients send beside their update came to `value`."""
 
     clients = population = CLIENTS
+    round = 1
 
     def __init__(self, value: float) -> None:
         self.value = value

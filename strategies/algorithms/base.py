@@ -19,6 +19,11 @@ class Aggregate(Protocol):
     """What a closed round gave: the aggregator's word on each vector, and sums of scalars."""
 
     @property
+    def round(self) -> int:
+        """The number of the round, from 1."""
+        ...
+
+    @property
     def clients(self) -> float:
         """How many updates were folded; in a private sum, how many were expected."""
         ...

@@ -70,6 +70,11 @@ class Noised:
     nodes: tuple[tuple[int, str], ...]
 
     @property
+    def round(self) -> int:
+        """The number of the round."""
+        return self.sums.plan.ref.round
+
+    @property
     def clients(self) -> float:
         """The expected size of the cohort, a public constant, whoever came."""
         return self.expected

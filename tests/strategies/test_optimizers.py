@@ -24,6 +24,7 @@ PARTS: tuple[ServerOptimizer, ...] = (
     Adagrad(beta1=0.9),
     Adam(),
     Adam(beta1=0.0),
+    Adam(v0=0.0, bias_correction=True),
     Yogi(),
     FedExP(),
 )
@@ -33,8 +34,8 @@ every_part = pytest.mark.parametrize("part", PARTS, ids=str)
 class Reported:
     """What so many clients reported, as one sum."""
 
-    def __init__(self, clients: int, square: float) -> None:
-        self.clients, self.square = clients, square
+    def __init__(self, clients: int, square: float, round: int = 1) -> None:
+        self.clients, self.square, self.round = clients, square, round
 
     def scalar(self, name: str) -> float:
         return {"square": self.square}[name]
@@ -112,6 +113,17 @@ def test_the_first_step_is_not_corrected_for_bias_and_v_starts_at_tau_squared(pa
     x, state = np.zeros(1), first_state(part, 1)
     advance(part, x, np.zeros(1), state)
     assert x[0] == 0 and state["v"][0] == pytest.approx(0.99e-6 if type(part) is Adam else 1e-6)
+
+
+def test_corrected_for_bias_and_from_zero_the_first_steps_are_flowers_adam() -> None:
+    """v starts at 0, and round t takes lr sqrt(1 - beta2^(t+1)) / (1 - beta1^(t+1)), here beta = 1/2, 3/4."""
+    part = Adam(lr=2.0, beta1=0.5, beta2=0.75, v0=0.0, bias_correction=True)
+    assert part.state == {"m": 0.0, "v": 0.0} and Adagrad(v0=4.0).state == {"v": 4.0}
+    rates = [part.rate(Reported(3, 0.0, round), lambda: 0.0) for round in (1, 2)]
+    assert rates == pytest.approx(
+        [2 * sqrt(1 - 0.75**2) / (1 - 0.5**2), 2 * sqrt(1 - 0.75**3) / (1 - 0.5**3)]
+    )
+    assert Adam(lr=2.0).rate(Reported(3, 0.0, 2), lambda: 0.0) == 2.0
 
 
 Rule = Callable[[float, float, float], float]  # v before, delta², beta2 -> v
@@ -206,7 +218,7 @@ def test_only_fedexp_pays_for_a_norm(part: SGD | Adagrad | Adam | Yogi) -> None:
     def unasked() -> float:
         raise AssertionError("a pass over the direction for nothing")
 
-    assert part.rate(Reported(3, 1.0), unasked) == part.lr and part.scalars == ()
+    assert part.rate(Reported(3, 1.0), unasked) > 0 and part.scalars == ()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -272,9 +284,11 @@ def test_sgd_that_cannot_work_is_refused(lr: float, momentum: float) -> None:
 
 
 @pytest.mark.parametrize("part", [Adagrad, Adam, Yogi])
-@pytest.mark.parametrize("field", [{"lr": 0.0}, {"lr": float("inf")}, {"beta1": 1.0}, {"tau": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "field", [{"lr": 0.0}, {"lr": float("inf")}, {"beta1": 1.0}, {"tau": 0.0}, {"v0": -1.0}], ids=str
+)
 def test_an_adaptive_optimiser_that_cannot_work_is_refused(
-    part: type[Adagrad | Adam | Yogi], field: dict[str, float]
+    part: type[Adagrad | Adam | Yogi], field: dict[str, Any]
 ) -> None:
     name, value = next(iter(field.items()))
     with pytest.raises(
