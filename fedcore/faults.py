@@ -43,7 +43,13 @@ AGENT = (
     "agent.kept.rename",
     "agent.verdict.after",
 )
-POINTS = tuple(dict.fromkeys((*COORDINATOR, *AGENT)))
+APPS = (  # passed where an app's letters are, and nowhere else
+    "agent.letter.spooled",
+    "agent.letter.sent",
+    "letter.sent",  # before the coordinator's acknowledgement
+    "answer.noted",
+)
+POINTS = tuple(dict.fromkeys((*COORDINATOR, *AGENT, *APPS)))
 
 
 @dataclass

@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager, contextmanager
 from math import inf
 
 from fedcore.errors import AuthenticationError, Blameless, Overloaded, ProtocolError, UpdateRefused
-from fedcore.messages import Blob, Ref
 from fedcore.server.store import Conduct
 from fedcore.wire.chunks import CHUNK
 
@@ -73,7 +72,7 @@ class Admission:
         self.barred = {client for client, known in conduct.items() if known.quarantined}
         self.refused, self.reasons = Counter[str](), dict[str, str]()
         self.calls, self.buckets = Counter[str](), dict[str, Bucket]()
-        self.transfers = dict[tuple[str, type], tuple[Ref | Blob, int]]()
+        self.transfers = dict[tuple[str, type], tuple[object, int]]()
 
     @contextmanager
     def call(self, client: str, cost: float = 1.0) -> Iterator[None]:
@@ -102,10 +101,10 @@ class Admission:
                 f"quarantined: {known.offences} offences, the last: {known.reason}; an operator may lift it"
             )
 
-    def transfer(self, client: str, what: Ref | Blob, moved: int, size: int) -> None:
+    def transfer(self, client: str, what: object, moved: int, size: int) -> None:
         """Count a message of a transfer; raises UpdateRefused where that never ends.
 
-        what: which update goes up, or which parameters go down; of each way, a client's newest one counts.
+        what: which update goes up, or which parameters go down; of each type, a client's newest one counts.
         moved, size: bytes of the message, and of all there is.
         """
         way, most = (client, type(what)), TRIES * (size + CHUNK)

@@ -7,10 +7,11 @@ mapped into memory and never read whole. The functions block, so the coordinator
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -40,14 +41,11 @@ class Blobs:
         """Use `folder`, made if missing, where only the addresses stay that `held` has for any run."""
         self.folder, self.lock = folder, Lock()
         self.held = {run: set(addresses) for run, addresses in held.items()}
+        self.uses = Counter(chain.from_iterable(self.held.values()))
         folder.mkdir(parents=True, exist_ok=True)
-        stay = self._all()
         for path in folder.iterdir():
-            if path.name not in stay:
+            if path.name not in self.uses:
                 path.unlink()
-
-    def _all(self) -> set[str]:
-        return set[str]().union(*self.held.values())
 
     def path(self, address: str) -> Path:
         """Return where a blob lies, or would lie."""
@@ -83,19 +81,36 @@ class Blobs:
                 flushed.result()
             point("blob.rename.before")
             with self.lock:
-                self.held.setdefault(run, set()).add(blob.sha256)
                 os.replace(path, self.path(blob.sha256))
+                self._hold(run, blob.sha256)
         sync_folder(self.folder)
         point("blob.rename.after")
         return blob
 
+    def hold(self, run: str, address: str) -> bool:
+        """Let a run have a blob that some run has already; return whether one has."""
+        with self.lock:
+            if found := address in self.uses:
+                self._hold(run, address)
+        return found
+
+    def _hold(self, run: str, address: str) -> None:
+        mine = self.held.setdefault(run, set())
+        self.uses[address] += address not in mine
+        mine.add(address)
+
     def keep(self, run: str, addresses: Collection[str]) -> None:
         """Let a run have exactly these blobs; one that no run has any more is removed."""
         with self.lock:
-            before = self.held.get(run, set())
-            self.held[run] = set(addresses)
-            for address in before - self._all():
-                self.path(address).unlink(missing_ok=True)
+            before, after = self.held.pop(run, set()), set(addresses)
+            if after:
+                self.held[run] = after
+            self.uses.update(after)
+            self.uses.subtract(before)
+            for address in before:
+                if not self.uses[address]:
+                    del self.uses[address]
+                    self.path(address).unlink(missing_ok=True)
 
     def verify(self, address: str) -> None:
         """Read a blob to its end; raises CorruptBlob unless it is there, with the bytes of its name."""

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from fedcore.server.journal import Journals
 from fedcore.server.offers import Offers
 from fedcore.server.opening import Live
 from fedcore.server.registry import Registry, Session
+from fedcore.server.relay import Relay
 from fedcore.server.secure import SecureRound
 from fedcore.server.store import Conduct, Run, Store
 from fedcore.strategies.catalog import from_table, strategy_of
@@ -45,7 +46,7 @@ class Coordinator:
     """All runs of one coordinator, its agents and its state folder."""
 
     def __init__(self, folder: Path, identity: Identity, database_url: str = "") -> None:
-        """Open the state folder: the database, `audit.key`, `blobs/`, `attempts/` and `denied.json`.
+        """Open the state folder: the database, `audit.key`, `blobs/`, `attempts/`, `apps/` and `denied.json`.
 
         identity: the one that calls and signatures show; replaced when its certificate is renewed.
         database_url: of PostgreSQL, in place of the folder's `coordinator.db`.
@@ -67,9 +68,11 @@ class Coordinator:
         self.live: dict[Ref, Live] = {}
         self.resuming = {opening.ref for opening in openings}  # attempts that will be live again
         self.errands: set[asyncio.Task[None]] = set()
+        self.relay = Relay(self, folder / "apps")
 
     async def start(self) -> None:
         """Continue every run that was running."""
+        self.relay.start()
         runs = await self.write(self.store.runs)
         await self.write(self.journals.keep, {run.id for run in runs if run.state == "running"})
         for run in runs:
@@ -183,11 +186,17 @@ class Coordinator:
         known = self.admission.offend(client, reason)
         facts = {"offences": known.offences, "quarantined": known.quarantined}
         log.warning("offence", extra={"client": client, "reason": reason, **facts})
+        if known.quarantined:
+            self.relay.queues.expel(client)
         for live in list(self.live.values()) if known.quarantined else ():
             live.lose(client, "it is in quarantine")
-        errand = asyncio.create_task(self._keep(client, known))
-        self.errands.add(errand)
-        errand.add_done_callback(self.errands.discard)
+        self.begin(self._keep(client, known))
+
+    def begin(self, errand: Coroutine[Any, Any, None]) -> None:
+        """Have something done that nobody waits for."""
+        task = asyncio.create_task(errand)
+        self.errands.add(task)
+        task.add_done_callback(self.errands.discard)
 
     async def _keep(self, client: str, known: Conduct) -> None:
         try:

@@ -8,10 +8,11 @@ from fedcore.crypto.tls import Context, require
 from fedcore.errors import ProtocolError, SpecError
 from fedcore.server.coordinator import Coordinator, check
 from fedcore.server.driver import Driver
-from fedcore.server.service import receive_file, refusing, stream_file
+from fedcore.server.letters import AppRun
+from fedcore.server.relay import Relay
+from fedcore.server.service import received, refusing, stream_file
 from fedcore.server.store import Conduct
 from fedcore.wire import codec
-from fedcore.wire.chunks import Incoming
 from fedcore.wire.codec import to_wire
 from fedcore.wire.v1 import coordinator_pb2 as pb
 from fedcore.wire.v1.coordinator_pb2_grpc import OperatorServicer
@@ -33,27 +34,27 @@ class OperatorService(OperatorServicer):
                 raise ProtocolError("a submission begins with its header")
             submission = await asyncio.to_thread(codec.submission, first)  # a layout may have megabytes
             await asyncio.to_thread(check, submission)
-            incoming = Incoming(self.coordinator.blobs.new(), submission.parameters)
-            try:
-                await receive_file(incoming, parts)
-            except BaseException:  # nobody will send the rest
-                await asyncio.to_thread(incoming.abandon)
-                raise
-            submitted = self.coordinator.submit(operator, submission, incoming.path)
+            path = await received(self.coordinator.blobs, submission.parameters, parts)
+            submitted = self.coordinator.submit(operator, submission, path)
             run = await asyncio.shield(submitted)  # begun, it is finished, as `Stop` is
         return describe(self.coordinator.drivers[run.id])
 
     async def List(self, request: pb.ListRequest, context: Context) -> pb.RunList:
         """Return all runs, the newest first."""
         await require(context, "operator")
-        drivers = sorted(self.coordinator.drivers.values(), key=lambda d: -d.run.created)
-        return pb.RunList(runs=[describe(driver) for driver in drivers])
+        relay = self.coordinator.relay
+        runs = [describe(driver) for driver in self.coordinator.drivers.values()]
+        runs += [describe_app(relay, run) for run in relay.runs.values()]
+        runs.sort(key=lambda info: -info.created)
+        return pb.RunList(runs=runs)
 
     async def Show(self, request: pb.RunName, context: Context) -> pb.RunInfo:
         """Return one run with its layout and the metrics of all rounds."""
         await require(context, "operator")
         async with refusing(context):
-            driver = self.driver(request)
+            driver = self.found(request)
+        if isinstance(driver, AppRun):
+            return describe_app(self.coordinator.relay, driver)
         info = describe(driver, since=0)
         info.layout = driver.run.layout.to_json()
         return info
@@ -62,7 +63,11 @@ class OperatorService(OperatorServicer):
         """Send the run with all its rounds, then again whenever it moves, with new rounds only."""
         await require(context, "operator")
         async with refusing(context):
-            driver = self.driver(request)
+            driver = self.found(request)
+        if isinstance(driver, AppRun):
+            async for info in watch_app(self.coordinator.relay, driver.id):
+                yield info
+            return
         sent, running = 0, True
         while running:
             changed, seen, running = driver.changed.next, len(driver.rows), driver.run.state == "running"
@@ -75,16 +80,22 @@ class OperatorService(OperatorServicer):
         """End a run, keeping its committed rounds."""
         operator = await require(context, "operator")
         async with refusing(context):
-            driver = self.driver(request)
+            driver, relay = self.found(request), self.coordinator.relay
+            if isinstance(driver, AppRun):
+                await self.coordinator.note(operator, "stop", driver.id)
+                await asyncio.shield(relay.end(driver.id, "stopped", "by an operator"))
+                return describe_app(relay, relay.runs[driver.id])
             await self.coordinator.note(operator, "stop", driver.run.id)
         await asyncio.shield(driver.stop())  # begun, it is finished, whatever becomes of the caller
         return describe(driver)
 
-    async def Fetch(self, request: pb.RunName, context: Context) -> AsyncIterator[pb.Chunk]:
+    async def Fetch(self, request: pb.RunName, context: Context) -> AsyncIterator[bytes]:
         """Stream the newest model."""
         await require(context, "operator")
         async with refusing(context):
-            driver = self.driver(request)
+            driver = self.found(request)
+            if isinstance(driver, AppRun):
+                raise SpecError(f"{driver.id} is a run of an app, whose models stay with its server side")
             async for chunk in stream_file(self.coordinator.blobs, driver.address, driver.model.size):
                 yield chunk
 
@@ -105,12 +116,13 @@ class OperatorService(OperatorServicer):
             await asyncio.shield(self.coordinator.lift(client))
         return describe_client(self.coordinator, client)
 
-    def driver(self, request: pb.RunName) -> Driver:
+    def found(self, request: pb.RunName) -> Driver | AppRun:
         """Return the run of that id, or of that unique name; raises SpecError."""
-        drivers = self.coordinator.drivers
-        if request.run in drivers:
-            return drivers[request.run]
-        named = [driver for driver in drivers.values() if driver.run.spec.run.name == request.run]
+        drivers, apps = self.coordinator.drivers, self.coordinator.relay.runs
+        if found := drivers.get(request.run) or apps.get(request.run):
+            return found
+        named: list[Driver | AppRun] = [d for d in drivers.values() if d.run.spec.run.name == request.run]
+        named += [run for run in apps.values() if run.name == request.run]
         if len(named) == 1:
             return named[0]
         what = f"{len(named)} runs have" if named else "no run has"
@@ -133,6 +145,27 @@ def describe(driver: Driver, since: int | None = None) -> pb.RunInfo:
         metrics=rows,
         created=run.created,
     )
+
+
+def describe_app(relay: Relay, run: AppRun) -> pb.RunInfo:
+    """Return what is told of a run of an app."""
+    return pb.RunInfo(
+        run=run.id,
+        name=run.name,
+        state=run.state,
+        detail=relay.described(run),
+        task=run.app,
+        created=run.created,
+    )
+
+
+async def watch_app(relay: Relay, run_id: str) -> AsyncIterator[pb.RunInfo]:
+    """Yield what is told of a run of an app, again whenever that changes, until the run has ended."""
+    while book := relay.books.get(run_id):
+        changed = book.changed.next
+        yield describe_app(relay, book.run)
+        await changed.wait()
+    yield describe_app(relay, relay.runs[run_id])
 
 
 def describe_client(coordinator: Coordinator, client: str) -> pb.ClientInfo:

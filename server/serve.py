@@ -14,6 +14,7 @@ from fedcore.server.admission import Sparing
 from fedcore.server.coordinator import Coordinator
 from fedcore.server.denied import follow
 from fedcore.server.operator import OperatorService
+from fedcore.server.relay_service import PostService, RelayService
 from fedcore.server.service import AgentService
 from fedcore.wire import grpc
 from fedcore.wire.chunks import reuse_buffers
@@ -23,6 +24,7 @@ from fedcore.wire.v1.coordinator_pb2_grpc import (
     add_CoordinatorServicer_to_server,
     add_OperatorServicer_to_server,
 )
+from fedcore.wire.v1.relay_pb2_grpc import add_PostServicer_to_server, add_RelayServicer_to_server
 
 log = logging.getLogger("fedcore.server")
 
@@ -48,8 +50,11 @@ OPTIONS = (
 async def start_server(coordinator: Coordinator, listen: str) -> tuple[grpc.aio.Server, int]:
     """Return a started server and its port; raises ConfigError where the address cannot be had."""
     server = grpc.aio.server(interceptors=[Lenient(), coordinator.denied], options=OPTIONS)
-    add_CoordinatorServicer_to_server(AgentService(coordinator), server)
+    agents = AgentService(coordinator)
+    add_CoordinatorServicer_to_server(agents, server)
+    add_RelayServicer_to_server(RelayService(agents), server)
     add_OperatorServicer_to_server(OperatorService(coordinator), server)
+    add_PostServicer_to_server(PostService(coordinator), server)
     try:
         port = server.add_secure_port(listen, server_credentials(lambda: coordinator.identity))
     except RuntimeError as error:
@@ -95,6 +100,7 @@ async def serve(folder: Path, identity: Identity, listen: str, database_url: str
         await stop.wait()
         stopping = asyncio.create_task(server.stop(STOP_GRACE))
         coordinator.registry.dismiss()
+        coordinator.relay.dismiss()
         await stopping
     finally:
         for task in beside:

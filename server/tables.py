@@ -3,7 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Integer, MetaData, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
 from sqlalchemy.types import TypeDecorator
 
 
@@ -80,4 +91,24 @@ AUDIT = Table(
     TABLES,
     Column("sequence", Integer, primary_key=True, autoincrement=False),
     *_each(Text, "content", "hash", "signature"),  # the last two in hexadecimal
+)
+APP_RUNS = Table(
+    "app_runs",
+    TABLES,
+    *_each(Text, "id", key=True),
+    *_each(Text, "name", "app", "digest", "state"),
+    *_each(Words, "detail"),
+    *_each(Float, "created"),
+)
+LETTERS = Table(
+    "letters",
+    TABLES,
+    Column("run", Text, ForeignKey("app_runs.id"), primary_key=True),
+    *_each(Text, "id", key=True),
+    *_each(Text, "client", "state"),  # waiting, answered or settled
+    *_each(BigInteger, "place"),  # orders the letters of all runs
+    *_each(Float, "expires"),
+    *_each(LargeBinary, "head"),  # of the letter, then of its answer, then empty; so is the content
+    *_each(Text, "content"),
+    *_each(BigInteger, "size"),
 )

@@ -29,17 +29,20 @@ class Killed:
         (folder / "server.toml").write_text(tomli_w.dumps(settings))
 
     @asynccontextmanager
-    async def process(self) -> AsyncIterator[None]:
+    async def process(self, faults: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
+        """Run it until the end of the block, or until it comes by one of the `faults`."""
         code = "from fedcore.server.cli import app; app()"
         command = [sys.executable, "-c", code, "start", "--dir", str(self.folder)]
-        process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE)
+        environment = {**os.environ, "FEDCORE_FAULTS": faults}
+        process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE, env=environment)
         assert process.stderr
         try:
             while b"listening" not in (line := await process.stderr.readline()):
                 assert line, "the coordinator did not start"
             drain = asyncio.create_task(process.stderr.read())
-            yield
-            os.kill(process.pid, signal.SIGKILL)
+            yield process
+            if process.returncode is None:
+                os.kill(process.pid, signal.SIGKILL)
             await process.wait()
             await drain
         finally:

@@ -69,6 +69,17 @@ def test_a_blob_goes_with_the_last_run_that_has_it(tmp_path: Path) -> None:
         blobs.open(address)
 
 
+def test_a_run_may_hold_what_another_one_has(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path / "blobs", {})
+    address = adopted(blobs, run="one")
+    assert blobs.hold("two", address) and not blobs.hold("two", "0" * 64)
+    blobs.keep("one", ())
+    assert blobs.path(address).exists()
+    blobs.keep("two", ())
+    assert not blobs.path(address).exists() and not blobs.hold("two", address)
+    assert not blobs.held and not blobs.uses
+
+
 def test_at_the_start_only_what_a_run_needs_stays(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path / "blobs", {})
     kept, dropped = adopted(blobs), adopted(blobs, sized(3))

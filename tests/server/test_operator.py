@@ -19,6 +19,8 @@ from fedcore.model_files import load_model
 from fedcore.operator import Operator
 from fedcore.run_cli import app, line
 from fedcore.spec import RunSpec
+from fedcore.wire.v1.coordinator_pb2 import ListRequest, TaskName
+from fedcore.wire.v1.relay_pb2 import AppHeader
 from tests.server.conftest import (
     DIGEST,
     LAYOUT,
@@ -89,6 +91,44 @@ def test_an_operator_submits_watches_and_downloads(running: Running, tmp_path: P
                 operator.show("test")
 
     served(running, tmp_path / "alice", action)
+
+
+def test_an_operator_goes_on_with_a_renewed_certificate(
+    running: Running,
+    tmp_path: Path,
+    identity: Callable[[Role, str], Identity],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def action(folder: Path) -> None:
+        with Operator.connect(folder) as operator:
+            before = operator.stub
+            assert operator.renew() == 43200.0
+            assert operator.stub is before  # it is not due
+            monkeypatch.setattr("fedcore.operator.renewed_if_due", lambda *_: identity("operator", "bob"))
+            operator.renew()
+            assert operator.stub is not before
+            assert operator.list() == []
+            assert list(before.List(ListRequest()).runs) == []  # what is in progress comes to its end
+
+    served(running, tmp_path / "alice", action, agents=0)
+
+
+def test_a_run_of_an_app_is_shown_without_rounds(running: Running, tmp_path: Path) -> None:
+    def action(folder: Path) -> None:
+        def said(*arguments: str) -> str:
+            result = CliRunner().invoke(app, [*arguments, "--dir", str(folder)], catch_exceptions=False)
+            return result.output
+
+        with Operator.connect(folder) as operator:
+            header = AppHeader(app=TaskName(name="lab/tiny", digest=DIGEST), name="tiny")
+            run = operator.post.Open(header).run
+            away = "agents that host it: 0; its ServerApp is not connected (if it has died: fedcore run stop)"
+            assert said("show", "tiny") == f"{run}  lab/tiny  running  {away}\n"
+            assert "/" not in said("list").replace("lab/tiny", "")
+            assert said("stop", run) == f"{run} stopped\n"
+            assert said("watch", run) == "by an operator\nstopped\n"
+
+    served(running, tmp_path / "alice", action, agents=0)
 
 
 def test_a_watcher_sees_every_round_once_and_complete(running: Running, tmp_path: Path) -> None:

@@ -187,12 +187,12 @@ def test_the_tables_are_those_of_the_migrations(reopened: Reopened) -> None:
 
 @pytest.fixture
 def newer(tmp_path: Path) -> Path:
-    """Return migrations with a made-up second one."""
+    """Return migrations with a made-up one more."""
     folder = shutil.copytree(MIGRATIONS, tmp_path / "100% newer")
-    (folder / "versions" / "0002.py").write_text(
+    (folder / "versions" / "0003.py").write_text(
         """from alembic import op
 
-revision, down_revision = "0002", "0001"
+revision, down_revision = "0003", "0002"
 
 
 def upgrade() -> None:
@@ -212,14 +212,27 @@ def test_a_database_is_upgraded_and_an_older_fedcore_leaves_it_alone(
         (run,) = reopened().runs()
         assert (run.id, run.detail) == ("run-1", "upgraded")
         assert len(reopened().runs()) == 1  # and is not upgraded again
-    with pytest.raises(ConfigError, match=r"it has version 0002, and this .* up to 0001; a newer"):
+    with pytest.raises(ConfigError, match=r"it has version 0003, and this .* up to 0002; a newer"):
         reopened()
+
+
+def test_a_database_of_the_first_version_is_upgraded(
+    reopened: Reopened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shutil.copytree(MIGRATIONS, tmp_path / "first", ignore=shutil.ignore_patterns("0002.py"))
+    with monkeypatch.context() as patch:
+        patch.setattr("fedcore.server.store.migrate", partial(migrate, migrations=first))
+        run = reopened().add_run("run-1", RUN, "c" * 64)
+    store = reopened()
+    assert store.runs() == [run]
+    with snapshot(store.engine) as db:
+        assert compare_metadata(MigrationContext.configure(db), TABLES) == []
 
 
 def test_an_upgrade_that_fails_changes_nothing(reopened: Reopened, newer: Path) -> None:
     store = reopened()
     run = store.add_run("run-1", RUN, "c" * 64)
-    with (newer / "versions" / "0002.py").open("a") as file:
+    with (newer / "versions" / "0003.py").open("a") as file:
         file.write('    op.execute("UPDATE nothing SET detail = 0")\n')
     with pytest.raises(DBAPIError, match="nothing"), transaction(store.engine) as db:
         migrate(db, newer)
