@@ -3,21 +3,36 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
 from fedcore.crypto.identity import Identity
 from fedcore.crypto.tls import open_channel
 from fedcore.errors import AuthenticationError, FedcoreError, Interrupted, ProtocolError, UpdateRefused
 from fedcore.faults import point
-from fedcore.messages import Accept, Assignment, Blob, Decline, Hello, Outcome, Pause, Secure, UploadHead
+from fedcore.messages import (
+    SMALL,
+    Accept,
+    Assignment,
+    Blob,
+    Decline,
+    Hello,
+    Outcome,
+    Pause,
+    Receipt,
+    Ref,
+    Secure,
+    SmallUpdate,
+    UploadHead,
+)
 from fedcore.wire import codec, grpc
 from fedcore.wire.chunks import Incoming, arrived, moved, receive, stream
 from fedcore.wire.codec import to_wire
+from fedcore.wire.framing import Framing
 from fedcore.wire.sending import sending
 from fedcore.wire.v1 import coordinator_pb2 as pb
 from fedcore.wire.v1.coordinator_pb2_grpc import CoordinatorStub
@@ -34,6 +49,7 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 LINGER = 600.0  # seconds that a transfer may still take when its certificate has been renewed
+CODES = {code.value[0]: code for code in grpc.StatusCode}
 DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 STALE = (grpc.StatusCode.FAILED_PRECONDITION, *DENIED)  # of a round that has closed, or is another's now
 
@@ -52,9 +68,10 @@ class Session:
         """Prepare a channel to HOST:PORT; nothing connects before `messages`."""
         self.address = address
         self.channel = open_channel(address, identity, options=OPTIONS)
-        self.stub = CoordinatorStub(self.channel)
+        self.stub = CoordinatorStub(Framing(self.channel))
         self.calls: list[Stream] = []  # the stream, and the next one while a certificate is renewed
-        self.outbox: asyncio.Queue[Hello | Accept | Decline | Secure | None] = asyncio.Queue()
+        self.outbox: asyncio.Queue[Hello | Accept | Decline | Secure | SmallUpdate | None] = asyncio.Queue()
+        self.receipts: dict[Ref, asyncio.Future[Receipt]] = {}  # of updates that are on the stream
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,14 +93,14 @@ class Session:
         try:
             while self.calls:
                 async with sending(call := self.calls[0], self._outgoing()):
-                    async for message in call:
-                        try:
-                            understood = codec.to_agent(message)
-                        except ProtocolError as error:
-                            self._refuse(message, error)
-                        else:
-                            yield understood
+                    async for batch in call:
+                        for message in self._understood(batch):
+                            if isinstance(message, Receipt):
+                                await self._hand_over(message)
+                            else:
+                                yield message
                 self.calls.pop(0)
+                self._lose_receipts()
         except grpc.aio.AioRpcError as error:
             if error.code() in DENIED:
                 raise AuthenticationError(
@@ -95,6 +112,7 @@ class Session:
         finally:
             while self.calls:
                 self.calls.pop().cancel()
+            self._lose_receipts()
         raise ConnectionLost("the coordinator ended the stream")
 
     async def renew(self, identity: Identity, hello: Hello) -> None:
@@ -104,7 +122,7 @@ class Session:
         their end under the old certificate.
         """
         older, self.channel = self.channel, open_channel(self.address, identity, options=OPTIONS)
-        self.stub = CoordinatorStub(self.channel)
+        self.stub = CoordinatorStub(Framing(self.channel))
         if self.calls:
             call = self.stub.Connect()
             try:
@@ -126,6 +144,22 @@ class Session:
                     yield pb.FromAgent(secure=to_wire(secure))
                 case message:
                     yield to_wire(message)
+                    if isinstance(message, SmallUpdate):
+                        _left()
+
+    def _understood(self, batch: pb.ToAgent) -> Iterator[Push | Receipt | None]:
+        for message in codec.unbatched(batch):
+            try:
+                yield codec.to_agent(message)
+            except ProtocolError as error:
+                self._refuse(message, error)
+
+    async def _hand_over(self, receipt: Receipt) -> None:
+        """Let who waits for a receipt go on, before the next message is heard."""
+        waiting = self.receipts.get(receipt.ref)
+        if waiting and not waiting.done():
+            waiting.set_result(receipt)
+            await asyncio.sleep(0)
 
     def _refuse(self, message: pb.ToAgent, error: ProtocolError) -> None:
         """Pass over a message that makes no sense; an assignment is declined, so that nobody waits for it."""
@@ -161,44 +195,79 @@ class Session:
     async def upload(self, head: UploadHead, path: Path, left: float, again: bool = False) -> None:
         """Send a finished update and wait for its receipt.
 
-        left: seconds. again: it may have been sent before, if only in part, so the coordinator is asked what
-        it lacks. Raises ConnectionLost, UpdateRefused where the round has closed, and ProtocolError where
-        the coordinator finds the update itself malformed.
+        One of at most SMALL bytes goes on the stream at first. left: seconds. again: it may have been sent
+        before, if only in part, so the coordinator is asked what it lacks. Raises ConnectionLost,
+        UpdateRefused where the round has closed, and ProtocolError where the coordinator finds the update
+        itself malformed.
         """
         started = time.perf_counter()
-        try:
-            if again:
-                progress = await self.stub.Standing(to_wire(head).header, timeout=left)
-                if progress.received:
-                    return
-                head = replace(head, offset=min(progress.bytes, head.payload.size))
-            call = self.stub.Upload(timeout=left)
-            async with sending(call, _parts(head, path)):
-                await call
-        except grpc.aio.AioRpcError as error:
-            explain(error)
+        if head.payload.size <= SMALL and self.calls and not again:
+            await self._send_whole(_whole(head, path), left)
+        else:
+            try:
+                if again:
+                    progress = await self.stub.Standing(to_wire(head).header, timeout=left)
+                    if progress.received:
+                        return
+                    head = replace(head, offset=min(progress.bytes, head.payload.size))
+                call = self.stub.Upload(timeout=left)
+                async with sending(call, _parts(head, path)):
+                    await call
+            except grpc.aio.AioRpcError as error:
+                explain(error)
         facts = {"ref": head.ref, "offset": head.offset, **moved(head.payload, started)}
         log.info("update sent", extra=facts)
+
+    async def _send_whole(self, update: SmallUpdate, left: float) -> None:
+        """Send an update on the stream, and wait for its receipt there."""
+        ref = update.head.ref
+        self.receipts[ref] = waiting = asyncio.get_running_loop().create_future()
+        self.outbox.put_nowait(update)
+        try:
+            async with asyncio.timeout(left):
+                receipt = await waiting
+        except TimeoutError as error:
+            raise ConnectionLost("DEADLINE_EXCEEDED: no receipt came in time") from error
+        finally:
+            self.receipts.pop(ref, None)
+        if receipt.code:
+            raise meaning(CODES.get(receipt.code, grpc.StatusCode.UNKNOWN), receipt.reason)
+
+    def _lose_receipts(self) -> None:
+        """Tell those who wait for one that the stream is gone on which their update went."""
+        for waiting in self.receipts.values():
+            if not waiting.done():
+                waiting.set_exception(ConnectionLost("the stream ended before the receipt came"))
 
 
 def explain(error: grpc.aio.AioRpcError) -> NoReturn:
     """Raise what a failed transfer means for the agent."""
-    details = f"{error.code().name}: {error.details()}"
-    if error.code() in STALE:
-        raise UpdateRefused(details) from error
-    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-        raise ProtocolError(details) from error
-    raise ConnectionLost(details) from error
+    raise meaning(error.code(), error.details()) from error
 
 
-async def _parts(head: UploadHead, path: Path) -> AsyncGenerator[pb.UploadPart, None]:
-    """Yield an update's header and its payload from there on."""
-    yield to_wire(head)
-    async with aclosing(stream(lambda: path.open("rb"), head.payload.size, head.offset, _part)) as parts:
-        async for part in parts:
-            yield part
+def meaning(code: grpc.StatusCode, details: str | None) -> FedcoreError:
+    """Return what it means for the agent that a transfer ended with a status."""
+    what = f"{code.name}: {details}"
+    if code in STALE:
+        return UpdateRefused(what)
+    return ProtocolError(what) if code is grpc.StatusCode.INVALID_ARGUMENT else ConnectionLost(what)
+
+
+def _whole(head: UploadHead, path: Path) -> SmallUpdate:
+    """Return a small update, read by whoever asks: to wake another thread takes longer."""
+    return SmallUpdate(head, path.read_bytes())
+
+
+def _left() -> None:
+    """The last byte of an update has left, by whichever way."""
     point("agent.upload.sent")
 
 
-def _part(**chunk: Any) -> pb.UploadPart:
-    return pb.UploadPart(chunk=chunk)
+async def _parts(head: UploadHead, path: Path) -> AsyncGenerator[pb.UploadPart | bytes, None]:
+    """Yield an update's header and its payload from there on."""
+    yield to_wire(head)
+    size, offset = head.payload.size, head.offset
+    async with aclosing(stream(lambda: path.open("rb"), size, offset, part=True)) as parts:
+        async for part in parts:
+            yield part
+    _left()

@@ -38,9 +38,9 @@ class Transfers:
         if path.exists():
             return
         if content:
-            await asyncio.to_thread(self.state.keep_blob, blob, content)
+            self.state.keep_blob(blob, content)
         else:
-            await self._persist(lambda left: self.session.download(blob, path, left), deadline)
+            await self.persist(lambda left: self.session.download(blob, path, left), deadline)
         self.state.trim_cache(path)
 
     async def send(self, head: UploadHead, deadline: float, again: bool = False) -> None:
@@ -57,7 +57,7 @@ class Transfers:
 
         self.sending = True
         try:
-            await self._persist(upload, deadline)
+            await self.persist(upload, deadline)
         except ProtocolError:  # the bytes are at fault, so they must not be sent again
             self.state.drop(head.ref)
             raise
@@ -71,7 +71,7 @@ class Transfers:
         finally:
             self.sending = False
 
-    async def _persist(self, transfer: Callable[[float], Awaitable[None]], deadline: float) -> None:
+    async def persist(self, transfer: Callable[[float], Awaitable[None]], deadline: float) -> None:
         """Try a transfer, given the seconds that are left, until it works or the deadline has passed."""
         retries = Retries("transfer failed")
         while (left := deadline - time.monotonic()) > 0:

@@ -228,7 +228,7 @@ class Hello:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-SMALL = 64 * 1024  # bytes of parameters that travel with the assignment, which saves a call
+SMALL = 64 * 1024  # bytes of parameters, or of an update, that travel on the stream, which saves a call
 
 
 @dataclass(frozen=True)
@@ -307,6 +307,26 @@ class UploadHead:
     vectors: tuple[tuple[str, int], ...]
     payload: Blob
     offset: int = 0
+
+
+@dataclass(frozen=True)
+class SmallUpdate:
+    """An update as a whole: its head, and a payload of at most SMALL bytes."""
+
+    head: UploadHead
+    payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the coordinator says to an update that came on the stream: 0, it is on the disk; else why not.
+
+    code: the number of the gRPC status with which an upload would have ended.
+    """
+
+    ref: Ref
+    code: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True)

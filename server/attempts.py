@@ -43,11 +43,14 @@ async def play(
 async def _play(
     driver: "Driver", plan: Plan, journal: Journal | None, ready: Sequence[str], certificate: bytes
 ) -> Live:
-    coordinator = driver.coordinator
-    content = await coordinator.calculate(coordinator.blobs.small, driver.address)
-    assign = assignment(driver, plan, content)
+    coordinator, address = driver.coordinator, driver.address
     opening = Opening(plan.ref, plan.cohort, tuple(ready), certificate)
-    live = await coordinator.calculate(open_round, coordinator, driver.run, plan, assign, opening, journal)
+
+    def opened() -> Live:
+        assign = assignment(driver, plan, coordinator.blobs.small(address))
+        return open_round(coordinator, driver.run, plan, assign, opening, journal)
+
+    live = await coordinator.calculate(opened)
     driver.untold.append(live)
     coordinator.live[plan.ref] = live
     try:

@@ -245,7 +245,8 @@ class Driver:
     async def train(self, state: State) -> State:
         """Play one round until it succeeds or has to be skipped, commit it, and tell its clients."""
         started, ref, certificate = time.perf_counter(), Ref(self.run.id, state.round + 1, 0, "train"), b""
-        journal, beside = await self.resumed(ref.round, "train"), await self.resumed(ref.round, "root")
+        journal = await self.resumed(ref.round, "train")
+        beside = await self.resumed(ref.round, "root") if self.rooted else None
         while True:
             if journal:
                 ref, certificate = journal.opening.ref, journal.opening.certificate
@@ -306,9 +307,14 @@ class Driver:
 
     async def tidy(self, *lives: Live) -> None:
         """Let go of what a round has replaced, and of the files of attempts that are over."""
-        await self.coordinator.write(self.coordinator.blobs.keep, self.run.id, self.addresses)
-        for live in lives:
-            await self.coordinator.calculate(remove, live.journal.folder)
+        folders, keep = [live.journal.folder for live in lives], self.coordinator.blobs.keep
+
+        def tidy(addresses: set[str]) -> None:
+            keep(self.run.id, addresses)
+            for folder in folders:
+                remove(folder)
+
+        await self.coordinator.calculate(tidy, self.addresses)
 
     async def resumed(self, round: int, kind: Work) -> Journal | None:
         """Return the attempt at a piece of work that was under way when the coordinator ended, if any was."""

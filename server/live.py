@@ -30,7 +30,7 @@ from fedcore.server.sealed import Vault
 from fedcore.server.uploads import alone, check_head, check_hidden, end
 from fedcore.strategies.rounds import Round, fold
 from fedcore.strategies.terms import check
-from fedcore.wire.chunks import holds
+from fedcore.wire.chunks import holds, put
 
 log = logging.getLogger("fedcore.server")
 
@@ -229,7 +229,7 @@ class LiveRound(Attempt):
         self.round.admit(client)
         if client in self.accepted:
             raise UpdateRefused(f"{client} has answered {self.plan.ref} already")
-        alone(self.taken, client, self.plan)
+        alone(self.taken, client, self.plan.ref)
         self.taken[client] = scope
         return self.journal.update(client)
 
@@ -241,15 +241,16 @@ class LiveRound(Attempt):
         elif client in self.returned:
             self.rejoin(client)
 
-    async def accept(self, client: str, head: UploadHead) -> None:
+    async def accept(self, client: str, head: UploadHead, content: bytes | None = None) -> None:
         """Note an update that is on disk, by which it counts; it is judged on the compute thread later.
 
+        content: of one that is not on disk yet, and is written first; each turn of a thread costs its time.
         Once begun that is finished before this returns, whatever becomes of the caller: who reads the journal
         next must find it. Raises UpdateRefused where the round has closed.
         """
         if self.closed:
             raise UpdateRefused(f"{self.plan.ref} has closed")
-        noting = self._begin(self._note(Accepted(client, head, self.plan.deadline - self.left)))
+        noting = self._begin(self._note(Accepted(client, head, self.plan.deadline - self.left), content))
         try:
             await asyncio.shield(noting)
         finally:
@@ -261,11 +262,16 @@ class LiveRound(Attempt):
         task.add_done_callback(self.pending.discard)
         return task
 
-    async def _note(self, accepted: Accepted) -> None:
-        await asyncio.to_thread(self.journal.note, accepted.to_bytes())
+    async def _note(self, accepted: Accepted, content: bytes | None) -> None:
+        await asyncio.to_thread(self._write, accepted, content)
         if accepted.client not in self.accepted:  # its caller may have come again meanwhile
             self.accepted[accepted.client] = accepted
             self._begin(self._fold(accepted.client))
+
+    def _write(self, accepted: Accepted, content: bytes | None) -> None:
+        if content is not None:
+            put(self.journal.update(accepted.client), content)
+        self.journal.note(accepted.to_bytes())
 
     async def _fold(self, client: str) -> None:
         try:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from itertools import chain, takewhile
 
 from fedcore.errors import Overloaded
-from fedcore.messages import Assignment, Hello, Outcome, Pause, Secure
+from fedcore.messages import Assignment, Hello, Outcome, Pause, Receipt, Secure
 from fedcore.server.steering import Steering, returns
 
 log = logging.getLogger("fedcore.server")
 
-Push = Assignment | Outcome | Pause | Secure
+Push = Assignment | Outcome | Pause | Receipt | Secure
 
 
 @dataclass(eq=False)

@@ -33,6 +33,7 @@ from fedcore.server.registry import Registry
 from fedcore.server.uploads import alone, check_hidden, end
 from fedcore.strategies.rounds import Round
 from fedcore.strategies.words import Words, check_sum
+from fedcore.wire.chunks import put
 
 log = logging.getLogger("fedcore.server")
 T = TypeVar("T")
@@ -295,7 +296,7 @@ class SecureRound(Attempt):
             raise UpdateRefused(f"{self.plan.ref} takes no masked words: it is at the step {self.step}")
         if client not in self.awaited or client in self.unread:
             raise UpdateRefused(f"no masked words of {client} are awaited in {self.plan.ref}")
-        alone(self.taken, client, self.plan)
+        alone(self.taken, client, self.plan.ref)
         self.taken[client] = scope
         return self.journal.update(client)
 
@@ -305,9 +306,12 @@ class SecureRound(Attempt):
         if client not in self.registry.sessions:
             self.depart(client)
 
-    async def accept(self, client: str, head: UploadHead) -> None:
-        """Take in masked words that have come, once they would survive a loss of power."""
-        await asyncio.to_thread(sync_file, self.journal.update(client))
+    async def accept(self, client: str, head: UploadHead, content: bytes | None = None) -> None:
+        """Take in masked words that have come, once they would survive a loss of power.
+
+        content: of those that are not on disk yet.
+        """
+        await asyncio.to_thread(keep_file, self.journal.update(client), content)
         if self.closed:
             raise UpdateRefused(f"{self.plan.ref} takes no masked words any more")
         self.acknowledged[client] = head.payload
@@ -349,8 +353,13 @@ class SecureRound(Attempt):
         return self.plan.payload if client in self.round.folded else 0
 
 
-def sync_file(path: Path) -> None:
-    """Wait until a file would survive a loss of power, under its name."""
+def keep_file(path: Path, content: bytes | None) -> None:
+    """Wait until a file would survive a loss of power, under its name.
+
+    content: of one that is not there yet.
+    """
+    if content is not None:
+        put(path, content)
     with path.open("rb") as file:
         os.fsync(file.fileno())
     sync_folder(path.parent)

@@ -3,22 +3,34 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from fedcore.crypto.tls import Context, require
 from fedcore.errors import FedcoreError, Interrupted, Overloaded, ProtocolError, UpdateRefused
 from fedcore.faults import point
-from fedcore.messages import Accept, Blob, Decline, Hello, Pause, Secure, UploadHead
+from fedcore.messages import (
+    Accept,
+    Blob,
+    Decline,
+    Hello,
+    Outcome,
+    Pause,
+    Receipt,
+    Secure,
+    SmallUpdate,
+    UploadHead,
+)
 from fedcore.server import pausing
 from fedcore.server.admission import SLOW, STREAM, TRIES, UPLOADS, Places, is_offence
 from fedcore.server.blobs import Blobs
 from fedcore.server.coordinator import Coordinator
 from fedcore.server.opening import Live
 from fedcore.server.registry import Push, Session
-from fedcore.server.uploads import alone
+from fedcore.server.uploads import alone, check_content
 from fedcore.wire import codec, grpc
 from fedcore.wire.chunks import Incoming, arrived, moved, receive, stream
 from fedcore.wire.codec import to_wire
@@ -26,8 +38,13 @@ from fedcore.wire.v1 import coordinator_pb2 as pb
 from fedcore.wire.v1.coordinator_pb2_grpc import CoordinatorServicer
 
 log = logging.getLogger("fedcore.server")
+T = TypeVar("T")
 
 HELLO_TIMEOUT = 30.0  # seconds from the stream's opening to its first message
+LAG = 0.05  # seconds for which a receipt or a verdict waits for company
+BATCH = 16  # messages that go as one at the most, of which one may be large
+
+Source = bytes | AsyncGenerator[pb.UploadPart, None]  # an update as a whole, or what follows its header
 
 
 def status_of(error: FedcoreError) -> grpc.StatusCode:
@@ -75,7 +92,7 @@ class AgentService(CoordinatorServicer):
     async def Connect(
         self, requests: AsyncIterator[pb.FromAgent], context: Context
     ) -> AsyncIterator[pb.ToAgent]:
-        """Hold an agent's stream: push its work and outcomes, hear its declines."""
+        """Hold an agent's stream: push its work and outcomes, hear its declines and small updates."""
         async with self.admitted(context, STREAM) as client:
             session = Session(client, await self._hello(requests))
             registry = self.coordinator.registry
@@ -87,8 +104,8 @@ class AgentService(CoordinatorServicer):
             self.coordinator.connect(session)
             listener = asyncio.create_task(self._listen(session, requests))
             try:
-                while (message := await session.outbox.get()) is not None:
-                    yield pushed(message)
+                while messages := await leaving(session.outbox):
+                    yield pushed(messages)
             finally:
                 self.coordinator.disconnect(session)
                 if not listener.done():
@@ -98,12 +115,7 @@ class AgentService(CoordinatorServicer):
 
     async def _hello(self, requests: AsyncIterator[pb.FromAgent]) -> Hello:
         """Return the agent's first message; raises ProtocolError, and UpdateRefused where none comes."""
-        try:
-            async with asyncio.timeout(HELLO_TIMEOUT):
-                first = await anext(requests)
-        except (TimeoutError, StopAsyncIteration) as error:
-            raise UpdateRefused(f"no hello within {HELLO_TIMEOUT:.0f} seconds") from error
-        hello = codec.from_agent(first)
+        hello = codec.from_agent(await first_of(requests))
         if not isinstance(hello, Hello):
             raise ProtocolError("the stream begins with a hello")
         return hello
@@ -120,12 +132,16 @@ class AgentService(CoordinatorServicer):
                         self.coordinator.accept(ref, session.client)
                     case Secure(ref, content):
                         self.coordinator.hear(ref, session.client, content)
+                    case SmallUpdate() as update:
+                        receipt = await self._keep(session.client, update)
+                        # Not to this stream: the agent may have opened another one meanwhile.
+                        self.coordinator.registry.send(session.client, receipt)
                     case Hello():
                         raise ProtocolError("the stream has one hello")
         finally:
             session.outbox.put_nowait(None)
 
-    async def Download(self, request: pb.Wanted, context: Context) -> AsyncIterator[pb.Chunk]:
+    async def Download(self, request: pb.Wanted, context: Context) -> AsyncIterator[bytes]:
         """Stream the parameters of a round that the caller takes part in."""
         async with self.admitted(context) as client:
             admission = self.coordinator.admission
@@ -136,7 +152,7 @@ class AgentService(CoordinatorServicer):
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, problem)
             started = time.perf_counter()
             async for chunk in stream_file(self.coordinator.blobs, blob.sha256, blob.size, offset):
-                admission.transfer(client, blob, len(chunk.data), blob.size)
+                admission.transfer(client, blob, len(chunk), blob.size)
                 yield chunk
             log.info("parameters sent", extra={"client": client, "offset": offset, **moved(blob, started)})
 
@@ -154,7 +170,7 @@ class AgentService(CoordinatorServicer):
             live = self.coordinator.round_of(head.ref)
             if live.received(client, head):
                 return pb.Progress(bytes=head.payload.size, received=True)
-            alone(live.taken, client, live.plan)
+            alone(live.taken, client, head.ref)
             return pb.Progress(bytes=await asyncio.to_thread(arrived, live.journal.update(client)))
 
     async def Upload(self, parts: AsyncIterator[pb.UploadPart], context: Context) -> pb.Receipt:
@@ -165,22 +181,42 @@ class AgentService(CoordinatorServicer):
             if first is None:  # whoever began it has gone
                 raise Interrupted("an upload begins with its header")
             head = codec.upload_head(first)
-            live = self.coordinator.round_of(head.ref)
-            if not live.received(client, head):  # otherwise the receipt was lost
-                await self._take(live, client, head, parts)
+            counted = self.counted(client, head.ref, head.payload, parts, head.offset)
+            await self._receive(client, head, counted)
         return pb.Receipt(ref=to_wire(head.ref))
 
-    async def _take(
-        self, live: Live, client: str, head: UploadHead, parts: AsyncIterator[pb.UploadPart]
-    ) -> None:
+    async def _keep(self, client: str, update: SmallUpdate) -> Receipt:
+        """Take an update that came on the stream, as `Upload` does; return what to tell the agent."""
+        head, admission = update.head, self.coordinator.admission
+        try:
+            with pausing.told():
+                admission.check(client)
+                admission.transfer(client, head.ref, len(update.payload), head.payload.size)
+                await self._receive(client, head, update.payload)
+        except FedcoreError as error:
+            self.coordinator.refuse(client, str(error), is_offence(error))
+            log.warning("refused", extra={"client": client, "ref": head.ref, "reason": str(error)})
+            return Receipt(head.ref, status_of(error).value[0], str(error))
+        return Receipt(head.ref)
+
+    async def _receive(self, client: str, head: UploadHead, source: Source) -> None:
+        """Take in an update, unless it is here and its receipt was lost; raises where it is not wanted."""
+        live = self.coordinator.round_of(head.ref)
+        if not live.received(client, head):
+            await self._take(live, client, head, source)
+
+    async def _take(self, live: Live, client: str, head: UploadHead, source: Source) -> None:
         """Take in an update that is awaited; raises where it is wrong, too late or cut."""
         scope, started = asyncio.timeout(live.left), time.perf_counter()
         path = live.take(client, head, scope)
         try:
-            async with scope:
-                async with aclosing(self._counted(client, head, parts)) as counted:
-                    await receive_file(Incoming(path, head.payload, head.offset), counted)
-            await live.accept(client, head)
+            if isinstance(source, bytes):
+                check_content(head, source)
+                await live.accept(client, head, source)
+            else:
+                async with scope, aclosing(source):
+                    await receive_file(Incoming(path, head.payload, head.offset), source)
+                await live.accept(client, head)
         except TimeoutError as error:
             if live.failure:  # its run waits
                 raise Interrupted(f"{head.ref} is broken off and goes on later; try again") from error
@@ -199,12 +235,12 @@ class AgentService(CoordinatorServicer):
         log.info("update received", extra=extra)
         point("update.acknowledged")
 
-    async def _counted(
-        self, client: str, head: UploadHead, parts: AsyncIterator[pb.UploadPart]
-    ) -> AsyncGenerator[pb.UploadPart, None]:
+    async def counted(
+        self, client: str, what: object, payload: Blob, parts: AsyncIterator[Any], offset: int = 0
+    ) -> AsyncGenerator[Any, None]:
         """Yield the parts of an upload that has a place; raises UpdateRefused where it never ends."""
-        count = partial(self.coordinator.admission.transfer, client, head.ref, size=head.payload.size)
-        count(head.offset // TRIES)  # what is here is only read again
+        count = partial(self.coordinator.admission.transfer, client, what, size=payload.size)
+        count(offset // TRIES)  # what is here is only read again
         async with self.places.place() as give_up:
             while True:
                 slow = asyncio.get_running_loop().call_later(SLOW, give_up)
@@ -216,9 +252,50 @@ class AgentService(CoordinatorServicer):
                 yield part
 
 
-def pushed(message: Push) -> pb.ToAgent:
+async def leaving(outbox: asyncio.Queue[Push | None]) -> list[Push]:
+    """Return what an agent is told next, all at once; nothing where its stream is to end.
+
+    What it need not act on waits for what it must, since every message costs half a millisecond.
+    """
+    found: list[Push] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None) as patience:
+            while (message := await outbox.get()) is not None:
+                found.append(message)
+                if len(found) == BATCH or not isinstance(message, Receipt | Outcome):
+                    return found
+                if len(found) == 1:
+                    patience.reschedule(asyncio.get_running_loop().time() + LAG)
+            if found:
+                outbox.put_nowait(None)  # for the next time
+    return found
+
+
+def pushed(messages: Sequence[Push]) -> pb.ToAgent:
     """Return what goes to an agent on its stream."""
-    return pb.ToAgent(secure=to_wire(message)) if isinstance(message, Secure) else to_wire(message)
+    wire = [pb.ToAgent(secure=to_wire(m)) if isinstance(m, Secure) else to_wire(m) for m in messages]
+    return wire[0] if len(wire) == 1 else pb.ToAgent(batch=pb.Batch(messages=wire))
+
+
+async def first_of(requests: AsyncIterator[T]) -> T:
+    """Return the first message of an agent's stream; raises UpdateRefused where none comes."""
+    try:
+        async with asyncio.timeout(HELLO_TIMEOUT):
+            return await anext(requests)
+    except (TimeoutError, StopAsyncIteration) as error:
+        raise UpdateRefused(f"no hello within {HELLO_TIMEOUT:.0f} seconds") from error
+
+
+async def received(blobs: Blobs, content: Blob, parts: AsyncIterator[Any]) -> Path:
+    """Write what follows a stream's header to a new file of some blobs, or leave nothing."""
+    incoming = Incoming(blobs.new(), content)
+    try:
+        await receive_file(incoming, parts)
+    except BaseException:  # nobody will send the rest, or hear that all is here
+        await asyncio.to_thread(incoming.abandon)
+        await asyncio.to_thread(incoming.path.unlink, missing_ok=True)
+        raise
+    return incoming.path
 
 
 async def receive_file(incoming: Incoming, parts: AsyncIterator[Any]) -> None:
@@ -233,8 +310,8 @@ async def receive_file(incoming: Incoming, parts: AsyncIterator[Any]) -> None:
     await receive(incoming, chunks_of_parts())
 
 
-def stream_file(blobs: Blobs, address: str, size: int, offset: int = 0) -> AsyncIterator[pb.Chunk]:
-    """Yield the first `size` bytes of a blob, from `offset` on, in numbered chunks.
+def stream_file(blobs: Blobs, address: str, size: int, offset: int = 0) -> AsyncIterator[bytes]:
+    """Yield the first `size` bytes of a blob, from `offset` on, as the messages of numbered chunks.
 
     Raises ProtocolError where it is gone.
     """

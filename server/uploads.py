@@ -3,19 +3,20 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from hashlib import sha256
 
 from fedcore.errors import Interrupted, ProtocolError
-from fedcore.messages import Plan, UploadHead
+from fedcore.messages import Blob, Plan, UploadHead
 
 
-def alone(taken: dict[str, asyncio.Timeout], client: str, plan: Plan) -> None:
+def alone(taken: dict[str, asyncio.Timeout], client: str, of: object) -> None:
     """Raise Interrupted where an upload of a client is under way, and end that one.
 
     Whoever begins another has lost the first, which this side may not have noticed yet.
     """
     if client in taken:
         end({client: taken[client]})
-        raise Interrupted(f"another upload of {client} for {plan.ref} is under way; try again")
+        raise Interrupted(f"another upload of {client} for {of} is under way; try again")
 
 
 def end(taken: Mapping[str, asyncio.Timeout]) -> None:
@@ -39,6 +40,16 @@ def check_hidden(head: UploadHead, size: int) -> None:
         told = sorted([*dict(head.vectors), *head.scalars])
         raise ProtocolError(f"the head of an encrypted update tells of {told}, expected nothing")
     check_size(head, size)
+
+
+def check_content(head: UploadHead, content: bytes) -> None:
+    """Raise ProtocolError unless these are the bytes that an upload has announced."""
+    came, said = Blob(sha256(content).hexdigest(), len(content)), head.payload
+    if came != said:
+        raise ProtocolError(
+            f"{came.size} bytes with SHA-256 {came.sha256} came, "
+            f"expected {said.size} bytes with {said.sha256}"
+        )
 
 
 def check_size(head: UploadHead, size: int) -> None:

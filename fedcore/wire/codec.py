@@ -6,7 +6,7 @@ does I/O.
 
 import re
 from collections.abc import Sequence
-from functools import singledispatch
+from functools import lru_cache, singledispatch
 from math import inf
 from typing import Any
 
@@ -23,8 +23,10 @@ from fedcore.messages import (
     Hello,
     Outcome,
     Pause,
+    Receipt,
     Ref,
     Secure,
+    SmallUpdate,
     Submission,
     UploadHead,
     Verdict,
@@ -137,6 +139,18 @@ def _(head: UploadHead) -> pb.UploadPart:
 
 
 @to_wire.register
+def _(update: SmallUpdate) -> pb.FromAgent:
+    header = to_wire(update.head).header
+    return pb.FromAgent(update=pb.SmallUpdate(header=header, payload=update.payload))
+
+
+@to_wire.register
+def _(receipt: Receipt) -> pb.ToAgent:
+    ref, reason = to_wire(receipt.ref), receipt.reason[:MAX_TEXT]
+    return pb.ToAgent(receipt=pb.Receipt(ref=ref, code=receipt.code, reason=reason))
+
+
+@to_wire.register
 def _(submission: Submission) -> pb.SubmitPart:
     header = pb.SubmitHeader(
         spec=submission.spec.model_dump_json(),
@@ -160,7 +174,7 @@ def blob_from_wire(message: pb.Blob) -> Blob:
     return Blob(_sha256(message.sha256, "blob"), message.size)
 
 
-def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline | Secure:
+def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline | Secure | SmallUpdate:
     """Return what an agent says on its stream."""
     if message.HasField("hello"):
         hello = message.hello
@@ -186,10 +200,18 @@ def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline | Secure:
         return Accept(ref_from_wire(message.accept.ref))
     if message.HasField("secure"):
         return _secure(message.secure)
+    if message.HasField("update"):
+        payload = _bounded(message.update.payload, SMALL, "an update on the stream")
+        return SmallUpdate(head_from_wire(message.update.header), payload)
     raise ProtocolError("the agent's message is empty or of a newer version")
 
 
-def to_agent(message: pb.ToAgent) -> Assignment | Outcome | Pause | Secure | None:
+def unbatched(message: pb.ToAgent) -> Sequence[pb.ToAgent]:
+    """Return what a coordinator says at once."""
+    return message.batch.messages if message.HasField("batch") else [message]
+
+
+def to_agent(message: pb.ToAgent) -> Assignment | Outcome | Pause | Receipt | Secure | None:
     """Return what a coordinator says on an agent's stream; None for its welcome."""
     if message.HasField("welcome"):
         return None
@@ -227,6 +249,9 @@ def to_agent(message: pb.ToAgent) -> Assignment | Outcome | Pause | Secure | Non
             given = message.pause.seconds
             raise ProtocolError(f"the pause is {given} seconds, expected at most {MAX_PAUSE:.0f}")
         return Pause(message.pause.seconds)
+    if message.HasField("receipt"):
+        receipt = message.receipt
+        return Receipt(ref_from_wire(receipt.ref), receipt.code, receipt.reason[:MAX_TEXT])
     raise ProtocolError("the coordinator's message is empty or of a newer version")
 
 
@@ -310,6 +335,7 @@ def _sha256(text: str, what: str) -> str:
     return text
 
 
+@lru_cache(8)  # it comes again in every round
 def _spec(text: str) -> RunSpec:
     if len(text) > MAX_SPEC:
         raise ProtocolError(f"the run spec has {len(text)} characters; at most {MAX_SPEC} are taken")

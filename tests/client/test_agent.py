@@ -15,8 +15,10 @@ from fedcore.client.config import Config
 from fedcore.client.state import State
 from fedcore.crypto.identity import Identity
 from fedcore.errors import AuthenticationError, FedcoreError, ProtocolError
-from fedcore.messages import Pause, Ref
+from fedcore.messages import Outcome, Pause, Receipt, Ref, Verdict
 from fedcore.wire import grpc
+from fedcore.wire.codec import to_wire
+from fedcore.wire.v1 import coordinator_pb2 as pb
 
 Federation = Any  # of conftest, which importlib mode cannot import
 
@@ -76,7 +78,7 @@ def test_an_update_that_is_finished_is_sent_again_and_not_trained_again(federati
                 await federation.until(lambda: federation.journal() == [("run/1.0/train", "sent")])
                 fake.push(work)  # the coordinator says that it has it
                 await federation.until(lambda: federation.journal() == 2 * [("run/1.0/train", "sent")])
-                assert fake.uploads.empty() and fake.asked == [work.ref]
+                assert fake.uploads.empty() and fake.asked == 2 * [work.ref]  # the stream had broken, too
             async with federation.agent():  # another process of the same device, as far as the folder knows
                 await soon(fake.hellos.get())
                 fake.arrived.clear()  # and a coordinator that does not have it any more
@@ -85,6 +87,24 @@ def test_an_update_that_is_finished_is_sent_again_and_not_trained_again(federati
 
     asyncio.run(run())
     assert federation.lines("trained.txt") == ["1.0"]
+
+
+def test_a_receipt_a_verdict_and_new_work_in_one_message_are_heard_in_their_order(
+    federation: Federation,
+) -> None:
+    async def run() -> None:
+        async with federation.coordinator() as fake, federation.agent():
+            digest = (await soon(fake.hellos.get())).tasks["Moody"]
+            fake.permits.clear()
+            first, second = (fake.assignment(number, digest) for number in (1, 2))
+            fake.push(first)
+            await soon(fake.uploads.get())
+            said = [Receipt(first.ref), Outcome(first.ref, Verdict("folded")), second]
+            fake.outbox.put_nowait(pb.ToAgent(batch=pb.Batch(messages=map(to_wire, said))))
+            assert (await soon(fake.uploads.get()))[0].ref == second.ref
+            assert federation.journal() == [(str(first.ref), "sent"), (str(first.ref), "folded")]
+
+    asyncio.run(run())
 
 
 def test_what_broke_off_goes_on_where_it_was(federation: Federation) -> None:

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
 
 from fedcore.client.session import ConnectionLost, Session
 from fedcore.errors import FedcoreError, ProtocolError, UpdateRefused
-from fedcore.messages import Blob, Hello, Ref, UploadHead
+from fedcore.messages import SMALL, Blob, Hello, Ref, UploadHead
 from fedcore.wire import grpc
 
 Federation = Any  # of conftest, which importlib mode cannot import
@@ -50,16 +51,16 @@ def test_what_is_sent_arrives_and_comes_back(federation: Federation, tmp_path: P
     meet(federation, work)
 
 
-@pytest.mark.parametrize(
-    ("code", "error"),
-    [
-        (grpc.StatusCode.FAILED_PRECONDITION, UpdateRefused),
-        (grpc.StatusCode.PERMISSION_DENIED, UpdateRefused),
-        (grpc.StatusCode.INVALID_ARGUMENT, ProtocolError),
-        (grpc.StatusCode.UNAVAILABLE, ConnectionLost),
-        (grpc.StatusCode.INTERNAL, ConnectionLost),
-    ],
-)
+MEANINGS = [
+    (grpc.StatusCode.FAILED_PRECONDITION, UpdateRefused),
+    (grpc.StatusCode.PERMISSION_DENIED, UpdateRefused),
+    (grpc.StatusCode.INVALID_ARGUMENT, ProtocolError),
+    (grpc.StatusCode.UNAVAILABLE, ConnectionLost),
+    (grpc.StatusCode.INTERNAL, ConnectionLost),
+]
+
+
+@pytest.mark.parametrize(("code", "error"), MEANINGS)
 def test_a_status_says_what_to_do(
     federation: Federation, tmp_path: Path, code: grpc.StatusCode, error: type[FedcoreError]
 ) -> None:
@@ -72,6 +73,87 @@ def test_a_status_says_what_to_do(
         with pytest.raises(error, match=f"{code.name}: because"):
             await session.download(fake.blob(b"1234"), tmp_path / "blob", 10.0)
         await federation.until(lambda: not list(tmp_path.glob("blob*")))
+
+    meet(federation, work)
+
+
+class Stream:
+    """What a session hears on its stream, which is open while the block lasts."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.heard = session, list[object]()
+
+    async def __aenter__(self) -> Self:
+        self.reading = asyncio.create_task(self.read())
+        return self
+
+    async def read(self) -> None:
+        async with aclosing(self.session.messages(Hello({}))) as messages:
+            async for message in messages:
+                self.heard.append(message)
+
+    async def __aexit__(self, *_: object) -> None:
+        self.reading.cancel()
+        await asyncio.wait([self.reading])
+
+
+@pytest.mark.parametrize("size", [0, 4, SMALL, SMALL + 4])
+def test_a_small_update_goes_on_the_stream(federation: Federation, tmp_path: Path, size: int) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    (tmp_path / "payload").write_bytes(data)
+
+    async def work(fake: Any, session: Session) -> None:
+        async with Stream(session) as stream:
+            await fake.hellos.get()
+            await federation.until(lambda: bool(stream.heard))
+            await session.upload(head(data), tmp_path / "payload", 10.0)
+            assert fake.uploads.get_nowait() == (head(data), data)
+            assert (fake.streamed == [REF]) == (size <= SMALL)
+            await session.upload(head(data), tmp_path / "payload", 10.0, again=True)
+            assert fake.asked == [REF] and fake.uploads.empty()  # all of it is there
+            assert stream.heard == [None] and not session.receipts  # a receipt is nothing to act on
+
+    meet(federation, work)
+
+
+@pytest.mark.parametrize(("code", "error"), MEANINGS)
+def test_a_receipt_says_what_to_do_as_a_status_does(
+    federation: Federation, tmp_path: Path, code: grpc.StatusCode, error: type[FedcoreError]
+) -> None:
+    (tmp_path / "payload").write_bytes(b"1234")
+
+    async def work(fake: Any, session: Session) -> None:
+        async with Stream(session):
+            await fake.hellos.get()
+            fake.refusal = (code, "because")
+            with pytest.raises(error, match=f"{code.name}: because"):
+                await session.upload(head(b"1234"), tmp_path / "payload", 10.0)
+            assert fake.streamed == [REF] and fake.uploads.empty()
+
+    meet(federation, work)
+
+
+def test_whose_stream_ends_before_the_receipt_tries_again(federation: Federation, tmp_path: Path) -> None:
+    (tmp_path / "payload").write_bytes(b"1234")
+
+    async def work(fake: Any, session: Session) -> None:
+        fake.permits.clear()
+        async with Stream(session):
+            await fake.hellos.get()
+            sending = asyncio.create_task(session.upload(head(b"1234"), tmp_path / "payload", 10.0))
+            await fake.uploads.get()
+            fake.hang_up()
+            with pytest.raises(ConnectionLost, match="before the receipt came"):
+                await sending
+        async with Stream(session):
+            await fake.hellos.get()
+            with pytest.raises(ConnectionLost, match="no receipt came in time"):
+                await session.upload(head(b"1234"), tmp_path / "payload", 0.2)
+            fake.permits.set()  # its receipt comes after all, and nobody waits for it
+            await federation.until(lambda: not fake.keeping)
+            await session.upload(head(b"1234"), tmp_path / "payload", 10.0)
+            await session.upload(head(b"1234"), tmp_path / "payload", 10.0, again=True)
+            assert not session.receipts
 
     meet(federation, work)
 

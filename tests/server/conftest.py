@@ -23,6 +23,7 @@ from fedcore.messages import (
     Decline,
     Hello,
     Outcome,
+    Receipt,
     Ref,
     Secure,
     Submission,
@@ -56,6 +57,7 @@ from fedcore.wire.v1.coordinator_pb2_grpc import CoordinatorStub, OperatorStub
 
 TASK, DIGEST = "Sums", sha256(b"Sums").hexdigest()
 METRICS = names(["accuracy"])
+CODES = {code.value[0]: code for code in grpc.StatusCode}
 LAYOUT = Layout(
     (
         Entry("weight", (10, 4), "float32", "shared"),
@@ -162,6 +164,13 @@ async def each(parts: Iterable[Any]) -> AsyncGenerator[Any, None]:
         yield part
 
 
+async def heard(messages: AsyncIterator[pb.ToAgent]) -> AsyncIterator[pb.ToAgent]:
+    """Yield what a coordinator says, one by one."""
+    async for batch in messages:
+        for message in codec.unbatched(batch):
+            yield message
+
+
 class Agent:
     """A device without training; `work` and `heed` say how it answers what it is assigned and told."""
 
@@ -180,6 +189,9 @@ class Agent:
         self.outcomes: list[Outcome] = []
         self.working: set[asyncio.Task[None]] = set()
         self.models: dict[str, Parameters] = {}
+        self.receipts: list[Receipt] = []
+        self.sending = asyncio.Lock()
+        self.streams = False  # whether it sends its updates on its stream
 
     async def __aenter__(self) -> Self:
         self.call = self.stub.Connect()
@@ -196,7 +208,7 @@ class Agent:
         await asyncio.gather(*self.working, self.reader, return_exceptions=True)
 
     async def _read(self, messages: AsyncIterator[pb.ToAgent]) -> None:
-        async for message in messages:
+        async for message in heard(messages):
             match codec.to_agent(message):
                 case Assignment() as assignment:
                     self.assignments.append(assignment)
@@ -205,6 +217,8 @@ class Agent:
                     self.working.add(asyncio.create_task(self.heed(self, secure)))
                 case Outcome() as outcome:
                     self.outcomes.append(outcome)
+                case Receipt() as receipt:
+                    self.receipts.append(receipt)
 
     async def model(self, assignment: Assignment) -> Parameters:
         address = assignment.parameters.sha256
@@ -223,9 +237,24 @@ class Agent:
 
     async def upload(self, parts: list[pb.UploadPart]) -> None:
         """Send the parts of one upload; raises grpc.aio.AioRpcError where it is refused."""
+        if self.streams:
+            receipt = await self.send(parts)
+            if receipt.code:
+                code, nothing = CODES[receipt.code], grpc.aio.Metadata()
+                raise grpc.aio.AioRpcError(code, nothing, nothing, receipt.reason, None)
+            return
         call = self.stub.Upload(timeout=30)
         async with sending(call, each(parts)):
             await call
+
+    async def send(self, parts: list[pb.UploadPart]) -> Receipt:
+        """Send an update on the stream, and return what the coordinator says to it."""
+        header, payload = parts[0].header, b"".join(part.chunk.data for part in parts[1:])
+        async with self.sending:  # one at a time, since receipts look alike
+            before = len(self.receipts)
+            await self.call.write(pb.FromAgent(update=pb.SmallUpdate(header=header, payload=payload)))
+            await until(lambda: len(self.receipts) > before)
+            return self.receipts[before]
 
     async def say(self, ref: Ref, message: bytes) -> None:
         """Send a message of secure aggregation."""

@@ -18,6 +18,7 @@ import pytest
 
 from fedcore.messages import Blob, UploadHead
 from fedcore.wire import grpc
+from fedcore.wire.relay import Void
 from fedcore.wire.v1 import coordinator_pb2 as pb
 from tests.server.conftest import (
     Federation,
@@ -30,9 +31,10 @@ from tests.server.conftest import (
     upload_parts,
 )
 from tests.server.devices import Masking, Sealing
+from tests.server.posting import AppHost, Sender
 
 BLOCKING = {"posix", "io", "_io", "mmap", "sqlite3", "_sqlite3"}
-HARMLESS = {"fspath", "getpid", "urandom"}  # of posix
+HARMLESS = {"fspath", "getpid", "urandom", "fileno", "preadv"}  # the last of what is in the page cache alone
 
 
 def callers(frame: FrameType | None) -> Iterator[FrameType]:
@@ -113,6 +115,30 @@ def test_no_file_is_used_on_the_loop_by_encrypted_rounds(running: Running) -> No
 
     asyncio.run(run("sealed"))
     asyncio.run(run("secagg"))
+
+
+def test_no_file_and_no_sql_is_used_on_the_loop_by_letters(running: Running) -> None:
+    content = bytes(3 * 2**20)
+
+    async def run() -> None:
+        async with running() as federation:
+            post = Sender(await federation.channel("operator", "alice"))
+            async with AppHost("a", await federation.channel("client", "a")) as host:
+                with noting_blocking_calls() as noted:
+                    await post.open()
+                    await post.post("1", "a", content)
+                    await post.post("2", "a", content, ttl=0.1)
+                    ref, late = [(await host.letter()).ref for _ in range(2)]
+                    assert await host.take(ref) == content
+                    assert await host.heard() == Void(late)
+                    await host.reply(ref, b"done", content[1:])
+                    assert len(await post.answered(1)) == 1
+                    assert await post.collect(ref) == content[1:]
+                    await post.settle(["1"])
+                    await post.close()
+            assert not noted
+
+    asyncio.run(run())
 
 
 SCHEDSTAT = Path("/proc/thread-self/schedstat")  # Linux: ns on a CPU, ns ready to run but without one, ...

@@ -116,6 +116,7 @@ def test_only_those_that_accept_are_drawn_and_a_refusal_is_logged(
             name = await federation.submit(private(), LAYOUT)
             info = await federation.ended(name)
             assert (info.state, info.round) == ("finished", 2), info.detail
+            await until(lambda: len(folded(first)) == len(folded(second)) == 2)
             for agent in (first, second):
                 assert kinds(agent) == ["offer", "train", "train"] and folded(agent) == ["folded"] * 2
             assert kinds(wary) == kinds(mute) == ["offer"]

@@ -65,6 +65,7 @@ def test_only_what_somebody_can_mend_is_waited_for(error: Exception, said: str) 
 
 async def insistent(agent: Agent, assignment: Assignment) -> None:
     """Do what is asked, again and again while the coordinator has no room, as agents do."""
+    agent.streams = agent.name != NAMES[0]  # one of them uploads
     parts = upload_parts(assignment.ref, await agent.update(assignment))
     while True:
         try:

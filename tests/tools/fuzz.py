@@ -158,6 +158,7 @@ class Altered:
     work: str
     changes: tuple[tuple[str, int, float], ...]
     breaks: bool
+    streams: bool  # it goes on the stream, if so much is left of it
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ altered = st.builds(
     st.sampled_from(RUNS),
     st.lists(changes, max_size=3).map(tuple),
     st.sampled_from([False] * 4 + [True]),
+    st.booleans(),
 )
 said = st.builds(
     Said, st.sampled_from(RUNS), st.lists(messages(pb.FromAgent.DESCRIPTOR), max_size=4).map(tuple)
@@ -364,6 +366,12 @@ class Arena:
                     parts = await self.update(agent, action.work, work)
                     for change in action.changes:
                         parts = changed(parts, *change)
+                    if action.streams and parts:
+                        content = b"".join(part.chunk.data for part in parts)
+                        update = pb.SmallUpdate(header=parts[0].header, payload=content)
+                        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                            await agent.call.write(pb.FromAgent(update=update))
+                        continue
                     sent = [part.SerializeToString() for part in parts]
                     await self.call(action.work, "Coordinator/Upload", sent, action.breaks)
                 case Call():

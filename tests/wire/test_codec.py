@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 from fedcore.errors import ProtocolError
 from fedcore.layout import Entry, Layout
 from fedcore.messages import (
+    SMALL,
     Assignment,
     Blob,
     Decline,
     Hello,
     Outcome,
     Pause,
+    Receipt,
     Ref,
     Secure,
+    SmallUpdate,
     Submission,
     UploadHead,
     Verdict,
@@ -103,9 +106,18 @@ def test_what_an_agent_says_arrives_equal(message: Hello | Decline) -> None:
     assert codec.from_agent(parsed(to_wire(message))) == message
 
 
-@given(st.builds(Outcome, refs, verdicts) | st.builds(Pause, st.floats(0, MAX_PAUSE)))
-def test_what_a_coordinator_says_arrives_equal(message: Outcome | Pause) -> None:
-    assert codec.to_agent(parsed(to_wire(message))) == message
+coordinator_says = (
+    st.builds(Outcome, refs, verdicts)
+    | st.builds(Pause, st.floats(0, MAX_PAUSE))
+    | st.builds(Receipt, refs, st.integers(0, 16), texts)
+)
+
+
+@given(st.lists(coordinator_says, min_size=1))
+def test_what_a_coordinator_says_arrives_equal(messages: list[Outcome | Pause | Receipt]) -> None:
+    (first, *_), batch = messages, pb.ToAgent(batch=pb.Batch(messages=map(to_wire, messages)))
+    assert [codec.to_agent(parsed(each)) for each in codec.unbatched(to_wire(first))] == [first]
+    assert [codec.to_agent(each) for each in codec.unbatched(parsed(batch))] == messages
 
 
 @given(refs, st.binary(max_size=40))
@@ -134,6 +146,12 @@ def test_the_head_of_an_upload_arrives_equal(head: UploadHead) -> None:
     assert codec.upload_head(parsed(to_wire(head))) == head
 
 
+@given(st.builds(UploadHead, refs, st.dictionaries(names, floats, max_size=5), vectors, blobs), st.binary())
+def test_an_update_as_a_whole_arrives_equal(head: UploadHead, payload: bytes) -> None:
+    update = SmallUpdate(head, payload)
+    assert codec.from_agent(parsed(to_wire(update))) == update
+
+
 @given(specs, st.lists(names, unique=True, max_size=MAX_METRICS + 1).map(tuple), blobs)
 def test_a_submission_arrives_equal(spec: RunSpec, metrics: tuple[str, ...], blob: Blob) -> None:
     message = replace(RUN, spec=spec, metrics=metrics, parameters=blob)
@@ -158,10 +176,12 @@ def test_a_reason_is_cut_to_its_limit() -> None:
 DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
     (pb.FromAgent, codec.from_agent, Hello({"Digits": SHA}, False, (REF,))),
     (pb.FromAgent, codec.from_agent, Decline(REF, "busy")),
+    (pb.FromAgent, codec.from_agent, SmallUpdate(HEAD, b"1234")),
     (pb.ToAgent, codec.to_agent, WORK),
     (pb.ToAgent, codec.to_agent, replace(WORK, key=Signed(chain=[b"c"]).SerializeToString())),
     (pb.ToAgent, codec.to_agent, Outcome(REF, Verdict("folded"))),
     (pb.ToAgent, codec.to_agent, Pause(1.5)),
+    (pb.ToAgent, codec.to_agent, Receipt(REF, 9, "too late")),
     (pb.UploadPart, codec.upload_head, HEAD),
     (pb.SubmitPart, codec.submission, RUN),
     (pb.Blob, codec.blob_from_wire, Blob(SHA, 1)),
@@ -242,6 +262,10 @@ BAD = [
     (codec.to_agent, wire(WORK, assignment__key__content=bytes(MAX_KEY)), f"at most {MAX_KEY}"),
     (codec.to_agent, wire(WORK, assignment__certificate=bytes(MAX_SECURE + 1)), f"at most {MAX_SECURE}"),
     (codec.to_agent, pb.ToAgent(secure=LONG), f"at most {MAX_SECURE}"),
+    (codec.to_agent, pb.ToAgent(receipt=pb.Receipt()), "round 0"),
+    (codec.to_agent, pb.ToAgent(batch=pb.Batch()), "newer version"),  # one in another, or none at all
+    (codec.from_agent, to_wire(SmallUpdate(HEAD, bytes(SMALL + 1))), f"at most {SMALL}"),
+    (codec.from_agent, pb.FromAgent(update=pb.SmallUpdate()), "round 0"),
     (codec.from_agent, pb.FromAgent(secure=LONG), f"at most {MAX_SECURE}"),
     (codec.from_agent, pb.FromAgent(secure=pb.Secure()), "round 0"),
     (codec.upload_head, pb.UploadPart(chunk=pb.Chunk()), "begins with its header"),

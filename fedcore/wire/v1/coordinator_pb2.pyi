@@ -61,16 +61,18 @@ class Blob(_message.Message):
     def __init__(self, sha256: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class FromAgent(_message.Message):
-    __slots__ = ("hello", "decline", "accept", "secure")
+    __slots__ = ("hello", "decline", "accept", "secure", "update")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     DECLINE_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_FIELD_NUMBER: _ClassVar[int]
     SECURE_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     decline: Decline
     accept: Accept
     secure: Secure
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., decline: _Optional[_Union[Decline, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., secure: _Optional[_Union[Secure, _Mapping]] = ...) -> None: ...
+    update: SmallUpdate
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., decline: _Optional[_Union[Decline, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., secure: _Optional[_Union[Secure, _Mapping]] = ..., update: _Optional[_Union[SmallUpdate, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "tasks", "evaluator", "pending", "labels", "instance")
@@ -118,18 +120,28 @@ class Accept(_message.Message):
     def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ...) -> None: ...
 
 class ToAgent(_message.Message):
-    __slots__ = ("welcome", "assignment", "outcome", "secure", "pause")
+    __slots__ = ("welcome", "assignment", "outcome", "secure", "pause", "receipt", "batch")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     SECURE_FIELD_NUMBER: _ClassVar[int]
     PAUSE_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     assignment: Assignment
     outcome: Outcome
     secure: Secure
     pause: Pause
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., secure: _Optional[_Union[Secure, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ...) -> None: ...
+    receipt: Receipt
+    batch: Batch
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., secure: _Optional[_Union[Secure, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ...) -> None: ...
+
+class Batch(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[ToAgent]
+    def __init__(self, messages: _Optional[_Iterable[_Union[ToAgent, _Mapping]]] = ...) -> None: ...
 
 class Pause(_message.Message):
     __slots__ = ("seconds",)
@@ -240,6 +252,14 @@ class UploadHeader(_message.Message):
     offset: int
     def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., scalars: _Optional[_Mapping[str, float]] = ..., vectors: _Optional[_Iterable[_Union[VectorHead, _Mapping]]] = ..., payload: _Optional[_Union[Blob, _Mapping]] = ..., offset: _Optional[int] = ...) -> None: ...
 
+class SmallUpdate(_message.Message):
+    __slots__ = ("header", "payload")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    payload: bytes
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
 class VectorHead(_message.Message):
     __slots__ = ("name", "length")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -257,10 +277,14 @@ class Progress(_message.Message):
     def __init__(self, bytes: _Optional[int] = ..., received: bool = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("ref",)
+    __slots__ = ("ref", "code", "reason")
     REF_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     ref: Ref
-    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ...) -> None: ...
+    code: int
+    reason: str
+    def __init__(self, ref: _Optional[_Union[Ref, _Mapping]] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class SubmitPart(_message.Message):
     __slots__ = ("header", "chunk")

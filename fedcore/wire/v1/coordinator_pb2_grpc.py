@@ -77,7 +77,7 @@ class CoordinatorServicer(object):
 
     def Upload(self, request_iterator, context):
         """One update: a header, then its payload in chunks. Acknowledged once it is on disk; the same again is
-        acknowledged again.
+        acknowledged again. One of 64 KiB at the most may be sent on the stream instead, which saves a call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
