@@ -16,6 +16,7 @@ from hashlib import sha256
 
 from fedcore.client.config import Config, Encryption
 from fedcore.client.connection import Connection
+from fedcore.client.hosting import Hosting
 from fedcore.client.kept import KeptStates
 from fedcore.client.ledger import keep_showing, open_ledger, show
 from fedcore.client.policy import Policy, encryption_of
@@ -43,6 +44,7 @@ from fedcore.messages import (
 from fedcore.privacy.account import Claim
 from fedcore.privacy.ledger import Ledger, LedgerRefused
 from fedcore.wire import sealing
+from fedcore.wire.chunks import reuse_buffers
 from fedcore.wire.renewal import keep_renewed
 
 log = logging.getLogger("fedcore.client")
@@ -56,10 +58,11 @@ class Agent:
     """One device in a federation, from its start to its stop. It does one piece of work at a time."""
 
     def __init__(self, config: Config, identity: Identity) -> None:
-        """Use a folder whose state is locked by the caller."""
+        """Use a folder whose state is locked by the caller; raises as `Hosting` does."""
         self.config, self.identity = config, identity
         self.state, self.kept = State(config.state), KeptStates(config.state / "kept")
         self.worker = WorkerProcess(config.folder, config.settings.tasks, config.settings.worker.memory)
+        self.hosting = Hosting(config, identity.name.name)
         self.connection = Connection(self.state.tell)
         self.instance, self.stopping = secrets.randbits(63), False
         self.ledger: Ledger | None = None
@@ -77,7 +80,8 @@ class Agent:
 
         Raises WorkFailed where the tasks of agent.toml cannot be imported, AuthenticationError where the
         coordinator turns this identity away or its certificate has expired, ProtocolError where it speaks
-        another version, and ConfigError and LedgerDamaged for a ledger that cannot be used.
+        another version, ConfigError for an app that cannot be imported, and ConfigError and LedgerDamaged
+        for a ledger that cannot be used.
         """
         beside: list[asyncio.Task[None]] = []
         try:
@@ -89,16 +93,21 @@ class Agent:
                     self.reserved.set()
                 showing = keep_showing(self.ledger, lambda: self.identity, self.reserved)
                 beside.append(asyncio.create_task(showing))
-            self.policy = Policy(self.config, await self.worker.describe())
+            digests = await self.worker.describe() if self.config.settings.tasks else {}
+            self.policy = Policy(self.config, digests)
+            await self.hosting.describe()
             async with Session(self.config.settings.coordinator, self.identity) as self.session:
                 self.transfers = Transfers(self.session, self.state, self.connection)
                 renewing = keep_renewed(self.state.identity, self.identity, self._renewed)
                 beside.append(asyncio.create_task(renewing))
+                if self.hosting.hosts:
+                    beside.append(asyncio.create_task(self.hosting.run(self.transfers)))
                 await self._stay_connected()
         finally:
             for task in (*beside, *self.considering):
                 task.cancel()
             await self._abandon()
+            await self.hosting.stop()
             await self.worker.stop()
 
     def _hello(self) -> Hello:
@@ -240,14 +249,13 @@ class Agent:
         if encryption == "secagg":
             self.aggregation.admit(assignment)
         self.state.drop_others(ref)
-        await asyncio.to_thread(self.kept.begin, ref, assignment.folded)
-        update = await asyncio.to_thread(self.state.spooled, ref)
+        update = await asyncio.to_thread(self._resumed, assignment)
         terms, again = self._terms(assignment, encryption, key), True
         if update and update.terms != terms:  # what was made on others stays here
             self.state.drop(ref)
             update = None
         if update is None:
-            await asyncio.to_thread(self.policy.admit, assignment)
+            self.policy.admit(assignment)
             if claim and self.ledger:  # a refusal should cost no download, and a lost download no budget
                 await asyncio.to_thread(self.ledger.judge, claim)
             await self.transfers.fetch(assignment.parameters, deadline, assignment.content)
@@ -266,6 +274,11 @@ class Agent:
         else:
             await self.transfers.send(update.head, deadline, again)
 
+    def _resumed(self, assignment: Assignment) -> Finished | None:
+        """Settle what is pending of work before this, and return its update if it is finished; it blocks."""
+        self.kept.begin(assignment.ref, assignment.folded)
+        return self.state.spooled(assignment.ref)
+
     def _encryption(self, assignment: Assignment) -> Encryption:
         """Return how this update travels; the operator's own data have no cohort to hide in."""
         encryption = encryption_of(assignment.spec)
@@ -280,6 +293,8 @@ class Agent:
 
     async def _claim(self, work: Assignment) -> Claim | None:
         """Return what work would do to the data set, counted off the loop; refuses as the policy does."""
+        if not self.ledger:
+            return None
         return await asyncio.to_thread(self.policy.claim, work, self.identity.name)
 
     async def _reserve(self, ledger: Ledger, claim: Claim) -> None:
@@ -325,6 +340,7 @@ class Agent:
 
 async def serve(agent: Agent) -> None:
     """Run an agent until SIGTERM or Ctrl-C, which have it leave; a second one ends it at once."""
+    reuse_buffers()
     running = asyncio.create_task(agent.run())
     stopping = list[asyncio.Task[None]]()
 

@@ -52,7 +52,7 @@ def check(config: Config, task: str | None, client: str) -> list[Report]:
     tasks = config.settings.tasks
     if task is not None and task not in tasks:
         raise ConfigError(f"{config.place('tasks')}: task {task!r} is not allowed{nearest(task, tasks)}")
-    if not tasks:
+    if not tasks and not config.apps:
         raise ConfigError(f'{config.place("tasks")}: no task is allowed; add one as NAME = "module:object"')
     with chdir(config.folder):
         return [_check(config, name, client) for name in ([task] if task else tasks)]

@@ -93,6 +93,8 @@ def check(
 ) -> None:
     """Load the data and train one batch here; show what an update would send. Contacts nobody.
 
+    An app of Flower is imported, and no more: what it sends is for its own code to say.
+
     [bold]Examples[/bold]
 
     fedcore client check
@@ -101,14 +103,19 @@ def check(
     """
     from fedcore.client import check as checking
     from fedcore.client.config import Config
+    from fedcore.client.hosting import digest_of
 
     config = Config.load(folder)
     reports = checking.check(config, task, client_name(config))
+    apps = [] if task else [{"app": name, "digest": digest_of(config, name)} for name in config.apps]
     if as_json:
-        typer.echo(json.dumps([asdict(report) for report in reports]))
+        typer.echo(json.dumps([asdict(report) for report in reports] + apps))
         return
     for report in reports:
         typer.echo("\n".join(lines_of(report)))
+    for found in apps:
+        typer.echo(f"{found['app']}  (app of Flower, code {found['digest'][:12]})")
+        typer.echo("read by   the coordinator, and whoever runs the other side of the app\n")
     typer.echo("nobody was contacted; nothing has left this device")
 
 
@@ -216,6 +223,8 @@ def status(folder: Dir = Path("."), as_json: Json = False) -> None:
         typer.echo(f"{key:12} {found[key]}")
     for name, digest in found["tasks"].items():
         typer.echo(f"{'task':12} {name}  {digest}")
+    for name, digest in found["apps"].items():
+        typer.echo(f"{'app':12} {name}  {digest}")
     for row in found["rounds"]:
         when = datetime.fromtimestamp(row["time"], UTC)
         typer.echo(

@@ -19,6 +19,7 @@ FILE = "agent.toml"
 Encryption = Literal["tls", "sealed", "secagg"]
 STRENGTHS: tuple[Encryption, ...] = get_args(Encryption)  # the weakest first
 SIZE = r"^$|^[1-9]\d*[MG]iB$"
+UNHEARD = ("smallest_cohort", "encryption", "largest_weight", "rounds_per_day")  # which an app goes around
 HOURS = r"^$|^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 
 
@@ -65,6 +66,13 @@ class LedgerTerms(Table):
         return self
 
 
+class Flower(Table):
+    """[flower]: which apps of Flower may run here. What they send is between their two sides."""
+
+    apps: dict[str, str] = Field({}, description='"publisher/name" = folder, relative to agent.toml')
+    node: dict[str, bool | int | float | str] = Field({}, description="handed to the app as its node config")
+
+
 class Settings(Table):
     """The whole file."""
 
@@ -77,6 +85,7 @@ class Settings(Table):
     policy: Terms = Terms()
     worker: Limits = Limits()
     ledger: LedgerTerms = LedgerTerms()
+    flower: Flower = Flower()
 
     @field_validator("coordinator")
     @classmethod
@@ -136,6 +145,24 @@ class Config:
                 "ledger; remove [ledger], or set evaluator = false"
             )
         return path
+
+    @property
+    def apps(self) -> dict[str, Path]:
+        """The folder of each app of Flower that may run here, by `publisher/name`.
+
+        Raises ConfigError where the file also promises what no app can be held to, for its messages say
+        what it likes.
+        """
+        apps, settings, usual = self.settings.flower.apps, self.settings, Terms()
+        given: dict[tuple[str, ...], object] = {("ledger", "path"): settings.ledger.path}
+        given |= {("policy", key): getattr(settings.policy, key) != getattr(usual, key) for key in UNHEARD}
+        given[("evaluator",)] = settings.evaluator
+        if promise := next(filter(given.get, given), None) if apps else None:
+            raise ConfigError(
+                f"{self.place(*promise)}: it cannot be kept for the apps of [flower], whose messages are not "
+                "looked into; remove one of the two, or run two agents, each with its own data"
+            )
+        return {name: (self.folder / Path(path).expanduser()).resolve() for name, path in apps.items()}
 
     def place(self, *keys: str) -> str:
         """Return where a key, or else its table, stands: `agent.toml:14: policy.smallest_cohort`."""

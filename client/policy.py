@@ -18,7 +18,7 @@ from fedcore.spec import RunSpec
 
 @dataclass(frozen=True)
 class Policy:
-    """The rules of agent.toml; `digests` are those of the task code that is installed, by task.
+    """The rules of agent.toml; `digests` are those of the code that is installed, by task or by app.
 
     Every method raises UpdateRefused that names the rule and its line in agent.toml.
     """
@@ -32,19 +32,24 @@ class Policy:
         """How often training has begun of late."""
         return Pace(self.config.state / "starts.json")
 
+    def known(self, kind: str, name: str, digest: str, *table: str) -> None:
+        """Refuse a task or an app that a table does not allow, or of which another version is installed."""
+        place = self.config.place
+        if name not in self.digests:
+            raise UpdateRefused(
+                f"{place(*table)}: {kind} {name!r} is not allowed{nearest(name, self.digests)}"
+            )
+        if digest != self.digests[name]:
+            raise UpdateRefused(
+                f"{place(*table, name)}: the run's code is {digest[:12]}..., installed is "
+                f"{self.digests[name][:12]}...; install the same version on both sides"
+            )
+
     def judge(self, assignment: Assignment) -> None:
         """Refuse work that is not allowed at any time."""
         place, terms = self.config.place, self.config.settings.policy
-        task, spec = assignment.task, assignment.spec
-        if task not in self.digests:
-            raise UpdateRefused(
-                f"{place('tasks')}: task {task!r} is not allowed{nearest(task, self.digests)}"
-            )
-        if assignment.digest != self.digests[task]:
-            raise UpdateRefused(
-                f"{place('tasks', task)}: the run's code is {assignment.digest[:12]}..., installed is "
-                f"{self.digests[task][:12]}...; install the same version on both sides"
-            )
+        spec = assignment.spec
+        self.known("task", assignment.task, assignment.digest, "tasks")
         if assignment.cohort < terms.smallest_cohort:
             raise UpdateRefused(
                 f"{place('policy', 'smallest_cohort')}: {assignment.cohort} clients take part, "
@@ -77,14 +82,18 @@ class Policy:
                 f"examples, expected at most {terms.largest_weight:g}"
             )
 
+    def keep_hours(self) -> None:
+        """Refuse to begin anything outside the hours."""
+        hours, now = self.config.settings.policy.hours, self.clock().astimezone()
+        if hours and not within(hours, now.time()):
+            raise UpdateRefused(
+                f"{self.config.place('policy', 'hours')}: it is {now:%H:%M} here, work begins within {hours}"
+            )
+
     def admit(self, assignment: Assignment) -> None:
         """Refuse to begin work now: outside the hours, or too soon after other training."""
+        self.keep_hours()
         place, terms, now = self.config.place, self.config.settings.policy, self.clock()
-        if terms.hours and not within(terms.hours, now.astimezone().time()):
-            raise UpdateRefused(
-                f"{place('policy', 'hours')}: it is {now.astimezone():%H:%M} here, "
-                f"work begins within {terms.hours}"
-            )
         most = terms.rounds_per_day
         if most and trains(assignment) and (starts := self.pace.starts(now)) >= most:
             raise UpdateRefused(

@@ -1,10 +1,11 @@
-"""The training process, as the agent sees it: asked, waited for, and replaced when it fails."""
+"""A process for user code, as the agent sees it: asked, waited for, and replaced when it fails."""
 
 import asyncio
 import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
@@ -18,7 +19,7 @@ LOOK = 0.1  # seconds between two looks at the memory
 
 
 class WorkFailed(FedcoreError):
-    """Work that the training process did not do.
+    """Work that a worker did not do.
 
     `public` is what the coordinator may be told: never the message of a task's error, which may quote data.
     """
@@ -30,14 +31,16 @@ class WorkFailed(FedcoreError):
 
 
 class WorkerProcess:
-    """`python -m fedcore.client.worker`, started when there is something to ask.
+    """`python -m` a module that ends in `serving.main`, started when there is something to ask.
 
     It leads a process group, which ends with it: loaders of data and whatever else a task has started.
     """
 
-    def __init__(self, folder: Path, tasks: dict[str, str], memory: str = "") -> None:
+    def __init__(
+        self, folder: Path, tasks: Mapping[str, str], memory: str = "", module: str = "fedcore.client.worker"
+    ) -> None:
         """Serve the tasks (name -> "module:object") of an agent's folder, within a memory such as "4GiB"."""
-        self.folder, self.tasks, self.memory = folder, tasks, memory
+        self.folder, self.tasks, self.memory, self.module = folder, tasks, memory, module
         self.process: asyncio.subprocess.Process | None = None
         self.digests: dict[str, str] = {}
 
@@ -72,13 +75,13 @@ class WorkerProcess:
 
     async def _start(self) -> None:
         # -P: a file beside agent.toml must not stand in for a module of the standard library.
-        command = (sys.executable, "-P", "-m", "fedcore.client.worker")
+        command = (sys.executable, "-P", "-m", self.module)
         pipe = asyncio.subprocess.PIPE
         self.process = await asyncio.create_subprocess_exec(
             *command, stdin=pipe, stdout=pipe, cwd=self.folder, limit=REPLY_BYTES
         )
         try:
-            self.digests = await self._ask("describe", folder=str(self.folder), tasks=self.tasks)
+            self.digests = await self._ask("describe", folder=str(self.folder), tasks=dict(self.tasks))
         except WorkFailed:
             await self.stop()
             raise
@@ -86,8 +89,10 @@ class WorkerProcess:
     async def _ask(self, command: str, **message: Any) -> Any:
         process = self.process
         assert process and process.stdin and process.stdout
-        answered = Event()
-        watching = asyncio.get_running_loop().run_in_executor(None, self._watch, process.pid, answered)
+        answered, watching = Event(), None
+        if self.memory:
+            loop = asyncio.get_running_loop()
+            watching = loop.run_in_executor(None, self._watch, process.pid, answered)
         try:
             process.stdin.write(json.dumps({"do": command, **message}).encode() + b"\n")
             line = await process.stdout.readline()
@@ -99,7 +104,7 @@ class WorkerProcess:
             answered.set()
         if not line.endswith(b"\n"):
             await self.stop()
-            if await watching:
+            if watching and await watching:
                 raise WorkFailed(f"the training process went over its memory limit of {self.memory}")
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise WorkFailed(f"the training process {how}; the agent's log may say why")
@@ -109,13 +114,13 @@ class WorkerProcess:
         if "unfit" in reply:
             raise WorkFailed("the update is beyond what the run allows, as this device found", reply["unfit"])
         if "error" in reply:
-            what = "importing the tasks of agent.toml" if command == "describe" else "the task"
+            what = "importing what agent.toml allows" if command == "describe" else "the task"
             raise WorkFailed(f"{what} raised {reply['error']}", reply["message"])
         return reply["done"]
 
     def _watch(self, group: int, answered: Event) -> bool:
         """Return whether a group came to hold too much memory before it answered; such a one is ended."""
-        while self.memory and not answered.wait(LOOK):
+        while not answered.wait(LOOK):
             if exceeds(group, size_of(self.memory)):
                 os.killpg(group, signal.SIGKILL)
                 return True

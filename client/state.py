@@ -5,6 +5,7 @@
     cache/        parameters by their SHA-256, the two newest
     spool/        the finished update of the newest assignment, until its outcome: payload and head
     kept/         what the client keeps between rounds, see `fedcore.client.kept`
+    apps/         what apps of Flower keep between messages, see `fedcore.client.letters`
     sent/         which attempts of secure aggregation were entered, see `fedcore.client.sent`
     rounds.jsonl  what became of the last rounds, for people
     connection.json  whether the coordinator is there, since when and why not, for people
@@ -151,8 +152,8 @@ class State:
             if path not in keep:
                 path.unlink()
 
-    def record(self, ref: Ref, event: str, reason: str = "") -> None:
-        """Add a line to the journal, if the disk takes it."""
+    def record(self, ref: object, event: str, reason: str = "") -> None:
+        """Add a line to the journal, if the disk takes it; ref: of work, or of an app's letter."""
         row = {"time": time.time(), "ref": str(ref), "event": event, **({"reason": reason} if reason else {})}
         path = self.folder / "rounds.jsonl"
         with _for_people(path):

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedcore.client.config import Config, Settings
+from fedcore.client.hosting import digest_of
 from fedcore.client.state import State
 from fedcore.crypto.identity import Certified
 from fedcore.errors import FedcoreError
@@ -14,7 +15,7 @@ ROUNDS = 10
 
 
 def status_of(config: Config) -> dict[str, Any]:
-    """Return whether an agent runs here, who it is, the digests of its tasks, and its last rounds.
+    """Return whether an agent runs here, who it is, the digests of its tasks and apps, and its last rounds.
 
     What is missing or broken is described in its place, because this is what one looks at when it is.
     """
@@ -27,6 +28,7 @@ def status_of(config: Config) -> dict[str, Any]:
         "connection": _connection(state) if running else "-",
         "limits": _limits(config.settings),
         "tasks": {name: _digest(config, reference) for name, reference in config.settings.tasks.items()},
+        "apps": {name: _digest_of_app(config, name) for name in config.settings.flower.apps},
         "rounds": _last_rounds(state),
     }
 
@@ -72,6 +74,13 @@ def _limits(settings: Settings) -> str:
 def _digest(config: Config, reference: str) -> str:
     try:
         return digest(resolve(reference, config.folder))
+    except FedcoreError as error:
+        return str(error)
+
+
+def _digest_of_app(config: Config, name: str) -> str:
+    try:
+        return digest_of(config, name)
     except FedcoreError as error:
         return str(error)
 

@@ -9,35 +9,26 @@
 `kept` is what the client kept of earlier rounds, if there is such a file; what it would keep of this one goes
 to `keep`. A sealed update is sealed to `public` and bound to `bound`; of one that will be masked, `words`
 says how its words lie in `out`. Both have neither vectors nor scalars in the reply.
-
-A reply is {"done": ...}, {"refused": reason}, {"unfit": reason} for an update that the run would not take, or
-{"error": type, "message": text}. User code runs here and nowhere else, so whatever it does, the agent lives
-on. Its prints go to standard error, because standard output carries the replies.
 """
 
-import json
 import os
 import secrets
-import signal
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.client.examples import Examples, examples_from
 from fedcore.client.kept import load_kept, save_kept
+from fedcore.client.serving import Message, Unfit, main
 from fedcore.client.training import Kept, Trainer, trainer_for, uses_torch
 from fedcore.data import Split
-from fedcore.errors import FedcoreError, SpecError, TaskError, UpdateRefused
+from fedcore.errors import SpecError, TaskError, UpdateRefused
 from fedcore.layout import Layout, Parameters
 from fedcore.messages import Plan, Ref, Update
 from fedcore.metrics import names
@@ -52,12 +43,6 @@ from fedcore.strategies.terms import Rows, check
 from fedcore.strategies.words import encoded
 from fedcore.task import Client, Task, digest, resolve
 from fedcore.wire import sealing
-
-Message = dict[str, Any]
-
-
-class Unfit(FedcoreError):
-    """An update of this device's own that the round would refuse; what is wrong with it stays here."""
 
 
 @dataclass(frozen=True)
@@ -266,48 +251,6 @@ def write(arrays: Iterable[NDArray[Any]], path: Path) -> Message:
     return {"sha256": state.hexdigest(), "size": size}
 
 
-def answer(worker: Worker, message: Message) -> Message:
-    """Return the reply to one message, whatever the task's code raises."""
-    commands: dict[str, Callable[..., Message]] = {"describe": worker.describe, "work": worker.work}
-    try:
-        return {"done": commands[message.pop("do")](**message)}
-    except UpdateRefused as error:
-        return {"refused": str(error)}
-    except Unfit as error:
-        return {"unfit": str(error)}
-    except Exception as error:
-        traceback.print_exc()
-        return {"error": type(error).__name__, "message": str(error)}
-
-
-def serve(messages: IO[str], replies: IO[str]) -> None:
-    """Answer messages, and end the group at once when they end, even amid training: the agent is gone."""
-    waiting: SimpleQueue[str] = SimpleQueue()
-
-    def listen() -> None:
-        for line in messages:
-            waiting.put(line)
-        os.killpg(0, signal.SIGKILL)
-
-    Thread(target=listen, daemon=True).start()
-    worker = Worker()
-    while True:
-        reply = answer(worker, json.loads(waiting.get()))
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-
-def main() -> None:
-    """Keep the pipes for the protocol, whatever user code reads or prints, and serve."""
-    os.setpgrp()  # so that Ctrl-C reaches the agent alone, and an end all that the task has started
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # whose end costs least where memory is out
-    messages, replies = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)
-    serve(messages, replies)
-
-
 if __name__ == "__main__":
-    main()
+    worker = Worker()
+    main({"describe": worker.describe, "work": worker.work})

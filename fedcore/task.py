@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -157,8 +157,13 @@ def digest(task: Task) -> str:
     if file is None:
         raise TaskError(f"{task.name} is defined in no file, so it has no digest; move it into a module")
     home = Path(file).parent
-    files = sorted(home.rglob("*.py")) if module.__package__ else [Path(file)]
+    return files_digest(home, home.rglob("*.py") if module.__package__ else [Path(file)])
+
+
+def files_digest(home: Path, files: Iterable[Path]) -> str:
+    """Return the SHA-256 over the sorted (path from `home`, SHA-256) of some files, in hex."""
     rows = [
-        f"{path.relative_to(home).as_posix()} {sha256(path.read_bytes()).hexdigest()}\n" for path in files
+        f"{path.relative_to(home).as_posix()} {sha256(path.read_bytes()).hexdigest()}\n"
+        for path in sorted(files)
     ]
     return sha256("".join(rows).encode()).hexdigest()

@@ -29,8 +29,10 @@ from fedcore.messages import (
     Hello,
     Outcome,
     Pause,
+    Receipt,
     Ref,
     Secure,
+    SmallUpdate,
     UploadHead,
     Verdict,
 )
@@ -38,8 +40,11 @@ from fedcore.server.authority import Authority
 from fedcore.spec import RunSpec
 from fedcore.wire import codec, grpc
 from fedcore.wire.codec import to_wire
+from fedcore.wire.relay import HostHello, Letter, LetterRef, Over, Void, from_host, reply_head, taking
 from fedcore.wire.v1 import coordinator_pb2 as pb
+from fedcore.wire.v1 import relay_pb2
 from fedcore.wire.v1.coordinator_pb2_grpc import CoordinatorServicer, add_CoordinatorServicer_to_server
+from fedcore.wire.v1.relay_pb2_grpc import RelayServicer, add_RelayServicer_to_server
 
 LAYOUT = Layout((Entry("w", (4,), "float32", "shared"),))
 
@@ -146,6 +151,8 @@ class FakeCoordinator(CoordinatorServicer):
     permits: "asyncio.Event" = field(default_factory=asyncio.Event)  # uploads wait for it
     arrived: dict[Ref, bytes] = field(default_factory=dict)  # of updates, be they complete or not
     asked: list[Ref] = field(default_factory=list)  # for the standing of updates
+    streamed: list[Ref] = field(default_factory=list)  # updates that came on the stream
+    keeping: set[asyncio.Task[None]] = field(default_factory=set)  # they wait for their receipts
     cuts: list[int | None] = field(default_factory=list)  # bytes after which the next transfers break
 
     def __post_init__(self) -> None:
@@ -178,6 +185,23 @@ class FakeCoordinator(CoordinatorServicer):
                     self.accepts.put_nowait(accept)
                 case Secure() as secure:
                     self.secures.put_nowait(secure)
+                case SmallUpdate(head, payload):
+                    keeping = asyncio.create_task(self.keep(head, payload))
+                    self.keeping.add(keeping)
+                    keeping.add_done_callback(self.keeping.discard)
+
+    async def keep(self, head: UploadHead, payload: bytes) -> None:
+        """Take an update from the stream."""
+        cut = self.cuts.pop(0) if self.cuts else None
+        failure = self.refusal or (None if cut is None else (grpc.StatusCode.UNAVAILABLE, "cut"))
+        self.streamed.append(head.ref)
+        if not self.refusal:
+            self.arrived[head.ref] = payload[:cut]
+        if failure is None:
+            self.uploads.put_nowait((head, payload))
+            await self.permits.wait()
+        code, reason = failure or (grpc.StatusCode.OK, "")
+        self.push(Receipt(head.ref, code.value[0], reason))
 
     async def Download(self, request: pb.Wanted, context: Context) -> AsyncIterator[pb.Chunk]:
         self.fetched.append(request.blob.sha256)
@@ -213,7 +237,7 @@ class FakeCoordinator(CoordinatorServicer):
         data = self.arrived.get(head.ref, b"")
         return pb.Progress(bytes=len(data), received=sha256(data).hexdigest() == head.payload.sha256)
 
-    def push(self, message: Assignment | Outcome | Pause | Secure) -> None:
+    def push(self, message: Assignment | Outcome | Pause | Receipt | Secure) -> None:
         wire = to_wire(message)
         self.outbox.put_nowait(pb.ToAgent(secure=wire) if isinstance(message, Secure) else wire)
 
@@ -245,6 +269,74 @@ class FakeCoordinator(CoordinatorServicer):
         self.push(Outcome(ref, Verdict(status, reason)))
 
 
+@dataclass(eq=False)
+class Relay(RelayServicer):
+    """Keeps letters until they are answered, and pushes them all to whoever attends."""
+
+    contents: dict[str, bytes] = field(default_factory=dict)
+    waiting: dict[str, Letter] = field(default_factory=dict)
+    over: set[str] = field(default_factory=set)
+    hellos: "asyncio.Queue[HostHello]" = field(default_factory=asyncio.Queue)
+    answers: "asyncio.Queue[tuple[str, bytes, bytes]]" = field(default_factory=asyncio.Queue)
+    outbox: "asyncio.Queue[relay_pb2.ToHost | None]" = field(default_factory=asyncio.Queue)
+    taken: list[tuple[str, int]] = field(default_factory=list)
+    lose: int = 0  # so many receipts of answers get lost
+    cut: int = 0  # so many contents break off after a byte
+
+    async def Attend(
+        self, requests: AsyncIterator[relay_pb2.FromHost], context: Context
+    ) -> AsyncIterator[relay_pb2.ToHost]:
+        name = await require(context, "client")
+        assert name.name == "client-000000"
+        hello = from_host(await anext(requests))
+        outbox = self.outbox = asyncio.Queue[relay_pb2.ToHost | None]()
+        self.hellos.put_nowait(hello)
+        for run in set(hello.runs) & self.over:
+            yield to_wire(Over(run))
+        for letter in list(self.waiting.values()):  # which are answered meanwhile
+            yield to_wire(letter)
+        while (message := await outbox.get()) is not None:
+            yield message
+
+    async def Take(self, request: relay_pb2.Taking, context: Context) -> AsyncIterator[pb.Chunk]:
+        ref, offset = taking(request)
+        self.taken.append((ref.id, offset))
+        if ref.id not in self.waiting:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "nobody waits for it")
+        data = self.contents[ref.id][offset:]
+        if self.cut:
+            self.cut -= 1
+            yield pb.Chunk(index=0, data=data[:1])
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+        yield pb.Chunk(index=0, data=data)
+
+    async def Reply(
+        self, parts: AsyncIterator[relay_pb2.ReplyPart], context: Context
+    ) -> relay_pb2.LetterName:
+        answer = reply_head(await anext(parts))
+        content = b"".join([part.chunk.data async for part in parts])
+        if answer.ref.id not in self.waiting:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "nobody waits for it")
+        assert answer.content is None or sha256(content).hexdigest() == answer.content.sha256
+        self.answers.put_nowait((answer.ref.id, answer.head, content))
+        if self.lose:
+            self.lose -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the receipt is lost")
+        del self.waiting[answer.ref.id]
+        return relay_pb2.LetterName(run=answer.ref.run, id=answer.ref.id)
+
+    def send(self, id: str, content: bytes = b"", run: str = "run", **changes: Any) -> None:
+        """Push a letter with this content, and whatever fields the changes say."""
+        self.contents[id] = content
+        blob = Blob(sha256(content).hexdigest(), len(content)) if content else None
+        letter = Letter(LetterRef(run, id), "fedcore/echo", "d" * 64, f"head of {id}".encode(), blob, 60.0)
+        self.waiting[id] = Letter(**{**vars(letter), **changes})
+        self.outbox.put_nowait(to_wire(self.waiting[id]))
+
+    def push(self, message: Over | Void) -> None:
+        self.outbox.put_nowait(to_wire(message))
+
+
 @dataclass
 class Federation:
     """An authority, a coordinator's address, and folders of agents."""
@@ -259,9 +351,13 @@ class Federation:
         return self.authority.new_identity(Name("fed", role, name))
 
     @asynccontextmanager
-    async def coordinator(self, port: int = 0, role: str = "coordinator") -> AsyncIterator[FakeCoordinator]:
+    async def coordinator(
+        self, port: int = 0, role: str = "coordinator", relay: RelayServicer | None = None
+    ) -> AsyncIterator[FakeCoordinator]:
         fake, server = FakeCoordinator(), grpc.aio.server()
         add_CoordinatorServicer_to_server(fake, server)
+        if relay:
+            add_RelayServicer_to_server(relay, server)
         identity = self.identity(role, "main")
         credentials = server_credentials(lambda: identity)
         port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
@@ -320,3 +416,9 @@ def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fede
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield Federation(tmp_path, Authority.create(tmp_path / "authority", "fed", "127.0.0.1:8700"))
     sys.modules.pop("moody", None)  # of this folder
+
+
+@pytest.fixture
+def relay() -> Relay:
+    """Return the relay of a coordinator; it is there once `Federation.coordinator` is given it."""
+    return Relay()

@@ -20,9 +20,9 @@ def test_the_template_holds_every_key_with_its_default(tmp_path: Path) -> None:
     assert config.settings == Settings(coordinator="example.org:8710")
     written = tomllib.loads(path.read_text(encoding="utf-8"))
     assert set(written) == set(Settings.model_fields)
-    for table in ("policy", "worker", "ledger"):
+    for table in ("policy", "worker", "ledger", "flower"):
         assert set(written[table]) == set(type(getattr(config.settings, table)).model_fields)
-    assert config.ledger is None
+    assert config.ledger is None and config.apps == {}
     assert config.state == (tmp_path / "agent" / "state").resolve()
 
 
@@ -65,6 +65,8 @@ def test_the_template_takes_no_address_that_does_not_fit(tmp_path: Path) -> None
             "agent.toml:2: worker.memory: '4GB': expected most memory, such as 4GiB",
         ),
         ('[worker]\nmemory = "0GiB"', "agent.toml:2: worker.memory: '0GiB': expected most memory"),
+        ("[flower]\napps = ['a']", "agent.toml:2: flower.apps: .*expected a table"),
+        ("[flower]\nnode = {partition-id = [0]}", "agent.toml:2: flower.node.partition-id"),
         ("evaluator = 1", "agent.toml:1: evaluator: 1: expected true or false"),
         ("state = ", "not valid TOML"),
     ],
@@ -110,3 +112,31 @@ def test_an_evaluator_has_no_ledger(tmp_path: Path) -> None:
     config = load(tmp_path, "evaluator = true\n" + LEDGER.format("a.ledger"))
     with pytest.raises(ConfigError, match="an evaluator holds the operator's data"):
         _ = config.ledger
+
+
+APP = '[flower.apps]\n"fedcore/a" = "{}"\n'
+
+
+def test_apps_lie_relative_to_the_file(tmp_path: Path) -> None:
+    assert load(tmp_path, APP.format("../a")).apps == {"fedcore/a": (tmp_path / "../a").resolve()}
+    assert load(tmp_path, APP.format("~/a")).apps == {"fedcore/a": Path.home() / "a"}
+    text = '[policy]\nhours = "22:00-06:00"\n[worker]\nmemory = "1GiB"\n' + APP.format("a")
+    assert load(tmp_path, text).apps  # what holds for an app too
+
+
+@pytest.mark.parametrize(
+    ("promise", "key"),
+    [
+        (LEDGER.format("../a.ledger"), "agent.toml:2: ledger.path"),
+        ("evaluator = true\n", "agent.toml:1: evaluator"),
+        ('[policy]\nencryption = "sealed"\n', "agent.toml:2: policy.encryption"),
+        ("[policy]\nsmallest_cohort = 2\n", "agent.toml:2: policy.smallest_cohort"),
+        ("[policy]\nlargest_weight = 10\n", "agent.toml:2: policy.largest_weight"),
+        ("[policy]\nrounds_per_day = 3\n", "agent.toml:2: policy.rounds_per_day"),
+    ],
+)
+def test_no_app_beside_what_it_cannot_be_held_to(tmp_path: Path, promise: str, key: str) -> None:
+    assert load(tmp_path, promise).apps == {}
+    config = load(tmp_path, promise + APP.format("a"))
+    with pytest.raises(ConfigError, match=rf"{key}: it cannot be kept for the apps of \[flower\]"):
+        _ = config.apps

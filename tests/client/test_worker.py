@@ -268,7 +268,7 @@ def test_a_task_that_cannot_be_had_is_named(
     federation: Federation, tasks: dict[str, str], message: str
 ) -> None:
     worker = WorkerProcess(federation.agent_folder(), tasks)
-    with pytest.raises(WorkFailed, match=f"importing the tasks of agent.toml raised TaskError: {message}"):
+    with pytest.raises(WorkFailed, match=f"importing what agent.toml allows raised TaskError: {message}"):
         asyncio.run(worker.describe())
     assert worker.process is None
 
