@@ -14,6 +14,7 @@ from fedcore.client.cli import app as client
 from fedcore.clients_cli import app as clients
 from fedcore.demo import app as demo
 from fedcore.errors import FedcoreError
+from fedcore.flower_cli import app as flower
 from fedcore.privacy_cli import app as privacy
 from fedcore.run_cli import app as run
 from fedcore.server.authority_cli import app as authority
@@ -22,7 +23,7 @@ from fedcore.simulations.cli import app as simulations
 from fedcore.strategies_cli import strategies
 
 ORDER = (
-    *("simulate", "new", "strategies", "privacy", "audit", "client"),
+    *("simulate", "new", "flower", "strategies", "privacy", "audit", "client"),
     *("authority", "server", "run", "clients", "demo", "bench"),
 )
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -79,6 +80,7 @@ def fedcore(
 
 
 app.add_typer(simulations)
+app.add_typer(flower, rich_help_panel="Simulate on this machine")
 app.command(rich_help_panel="Simulate on this machine")(strategies)
 app.add_typer(privacy, rich_help_panel="Simulate on this machine")
 app.command(rich_help_panel="Simulate on this machine")(audit)

@@ -3,8 +3,7 @@
 import io
 import tomllib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import tomli_w
 
 from fedcore.crypto.files import make_private_folder, write_atomically
-from fedcore.crypto.identity import Identity
+from fedcore.crypto.identity import Identity, utc_now
 from fedcore.crypto.passphrase import unlocked
 from fedcore.crypto.tls import channel_credentials, demand
 from fedcore.errors import AuthenticationError, ConfigError, FedcoreError, ProtocolError, RunFailed, SpecError
@@ -28,12 +27,23 @@ from fedcore.wire.enrolment import enrol
 from fedcore.wire.renewal import renewed_if_due
 from fedcore.wire.v1 import coordinator_pb2 as pb
 from fedcore.wire.v1.coordinator_pb2_grpc import OperatorStub
+from fedcore.wire.v1.relay_pb2_grpc import PostStub
 
 CONFIG = "operator.toml"
 DEADLINE = 30.0  # seconds of a call that moves no model
 TRANSFER_DEADLINE = 3600.0
 FETCHES = 3
-MAX_MESSAGE = 64 * 2**20  # a layout and the rows of all rounds come as one message
+SOONEST, LATEST = 600.0, 43200.0  # seconds between two looks at a certificate
+OPTIONS = (
+    (
+        "grpc.max_receive_message_length",
+        64 * 2**20,
+    ),  # a layout and the rows of all rounds come as one message
+    # Whoever waits for answers hears of a line that is dead, and finds a coordinator that is back.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
 
 
 def enrol_operator(folder: Path, token: str, coordinator: str) -> Identity:
@@ -45,12 +55,36 @@ def enrol_operator(folder: Path, token: str, coordinator: str) -> Identity:
     return identity
 
 
-@dataclass(frozen=True)
 class Operator:
-    """Calls to one coordinator; errors come back as FedcoreError with what the coordinator said."""
+    """Calls to one coordinator; errors come back as FedcoreError with what the coordinator said.
+
+    post: the calls of an app's server side, see `fedcore.flower.mail`.
+    """
 
     stub: OperatorStub
-    address: str
+    post: PostStub
+
+    def __init__(self, folder: Path, address: str, channels: ExitStack) -> None:
+        """Call as the identity in a folder, whose certificate is renewed if that is due."""
+        self.folder, self.address, self.channels = folder, address, channels
+        self.identity = unlocked(folder)
+        self._use(renewed_if_due(folder, self.identity))
+
+    def renew(self) -> float:
+        """Go on with another certificate if that is due; return after how many seconds to look again.
+
+        Calls in progress come to their end.
+        """
+        if (identity := renewed_if_due(self.folder, self.identity)) is not self.identity:
+            self._use(identity)
+        return min(max((identity.renewal - utc_now()).total_seconds(), SOONEST), LATEST)
+
+    def _use(self, identity: Identity) -> None:
+        self.identity = identity
+        options = (*demand(identity.name.federation, "coordinator"), *OPTIONS)
+        channel = grpc.secure_channel(self.address, channel_credentials(identity), options)
+        self.channels.enter_context(channel)  # an older one stays open, for the calls in progress
+        self.stub, self.post = OperatorStub(channel), PostStub(channel)
 
     @classmethod
     @contextmanager
@@ -63,12 +97,9 @@ class Operator:
             hint = "make the folder with 'fedcore run enroll TOKEN --coordinator HOST:PORT --dir DIR'"
             reason = getattr(error, "strerror", error)
             raise ConfigError(f"{folder / CONFIG}: {reason}; {hint}") from error
-        identity = renewed_if_due(folder / "identity", unlocked(folder / "identity"))
-        size = ("grpc.max_receive_message_length", MAX_MESSAGE)
-        options = (*demand(identity.name.federation, "coordinator"), size)
-        with grpc.secure_channel(address, channel_credentials(identity), options) as channel:
+        with ExitStack() as channels:
             try:
-                yield cls(OperatorStub(channel), address)
+                yield cls(folder / "identity", address, channels)
             except grpc.RpcError as error:
                 raise explained(error, address) from error
 

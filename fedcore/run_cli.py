@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedcore.errors import SpecError
+from fedcore.flower_cli import LargestWeight, RunConfig, submit_app
+
 if TYPE_CHECKING:
     from fedcore.spec import RunSpec
     from fedcore.wire.v1.coordinator_pb2 import RunInfo
@@ -49,20 +52,37 @@ def enroll(
 
 @app.command()
 def submit(
-    path: Annotated[Path, typer.Argument(metavar="SPEC.toml", show_default=False)],
+    path: Annotated[Path | None, typer.Argument(metavar="SPEC.toml", show_default=False)] = None,
     folder: Dir = HOME,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as run.rounds=3.")] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Stay and show the rounds.")] = False,
+    flower: Annotated[
+        Path | None,
+        typer.Option(metavar="APP_DIR", help="Run a Flower app instead: its ServerApp here, until it ends."),
+    ] = None,
+    run_config: RunConfig = None,
+    largest_weight: LargestWeight = None,
     as_json: Json = False,
 ) -> None:
     """Hand in a run: the task is imported here, and only its name and digest leave this machine.
+
+    A Flower app stays in the foreground: its ServerApp is a part of this process. Ctrl-C stops the run.
 
     [bold]Examples[/bold]
 
     fedcore run submit run.toml --watch
 
     fedcore run submit run.toml --set run.rounds=3 --set cohort.size=4
+
+    fedcore run submit --flower my-app --run-config "num-server-rounds=5" --largest-weight 10000
     """
+    if flower:
+        if path or overrides:
+            raise SpecError("--flower takes no SPEC.toml and no --set; --run-config changes its run config")
+        submit_app(flower, folder, run_config or (), largest_weight, as_json)
+        return
+    if path is None or run_config or largest_weight:
+        raise SpecError("expected a SPEC.toml, or --flower APP_DIR, which --run-config and its like go with")
     from fedcore.operator import Operator, submission_for
     from fedcore.privacy.claims import guarantees
     from fedcore.spec import RunSpec
@@ -109,7 +129,7 @@ def list_runs(folder: Dir = HOME, as_json: Json = False) -> None:
     )
     for info in runs:
         when = datetime.fromtimestamp(info.created).strftime("%Y-%m-%d %H:%M")
-        table.add_row(info.run, info.task, info.state, f"{info.round}/{info.rounds}", when, info.detail)
+        table.add_row(info.run, info.task, info.state, progress(info), when, info.detail)
     Console().print(table)
 
 
@@ -128,8 +148,9 @@ def show(run: Run, folder: Dir = HOME, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(as_dict(info)))
         return
-    typer.echo(f"{info.run}  {info.task}  {info.state}  {info.round}/{info.rounds}  {info.detail}".rstrip())
-    typer.echo(f"model {info.parameters.sha256}  {info.parameters.size} bytes")
+    typer.echo("  ".join(filter(None, (info.run, info.task, info.state, progress(info), info.detail))))
+    if info.rounds:
+        typer.echo(f"model {info.parameters.sha256}  {info.parameters.size} bytes")
     for text in info.metrics:
         typer.echo(line(json.loads(text), info.rounds))
 
@@ -160,7 +181,7 @@ def stop(run: Run, folder: Dir = HOME) -> None:
 
     with Operator.connect(folder) as operator:
         info = operator.stop(run)
-    typer.echo(f"{info.run} {info.state} after {info.round} rounds")
+    typer.echo(f"{info.run} {info.state}" + f" after {info.round} rounds" * bool(info.rounds))
 
 
 @app.command()
@@ -192,7 +213,8 @@ def show_progress(updates: Iterable["RunInfo"], as_json: bool) -> None:
     for info in updates:
         for text in info.metrics:
             typer.echo(text if as_json else line(json.loads(text), info.rounds))
-        if info.detail != detail and (info.detail.startswith("waiting") or info.state == "paused"):
+        waits = info.detail.startswith("waiting") or info.state == "paused" or is_running_app(info)
+        if info.detail != detail and waits:
             typer.echo("paused: " * (info.state == "paused") + info.detail, err=True)
         detail = info.detail
     if info.state == "failed":
@@ -200,7 +222,18 @@ def show_progress(updates: Iterable["RunInfo"], as_json: bool) -> None:
     if info.detail:  # who stopped it, or why it stopped early
         typer.echo(info.detail, err=True)
     if not as_json:
-        typer.echo(f"{info.state} after {info.round} rounds, model {info.parameters.sha256}")
+        model = f" after {info.round} rounds, model {info.parameters.sha256}"
+        typer.echo(info.state + model * bool(info.rounds))
+
+
+def progress(info: "RunInfo") -> str:
+    """Return how far a run has come; that of an app is known to its ServerApp alone."""
+    return f"{info.round}/{info.rounds}" if info.rounds else ""
+
+
+def is_running_app(info: "RunInfo") -> bool:
+    """Tell whether this is a run of an app, of which all that moves here is who takes part."""
+    return not info.rounds and info.state == "running"
 
 
 def travelling(spec: "RunSpec") -> str:

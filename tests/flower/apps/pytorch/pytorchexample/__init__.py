@@ -1,0 +1,1 @@
+"""PyTorch on digits, in the shape of Flower's quick-start."""

@@ -1,0 +1,1 @@
+"""Logistic regression on digits, in the shape of Flower's quick-start for scikit-learn."""
