@@ -220,6 +220,27 @@ def secagg(
 
 
 @app.command()
+def flower(
+    job: Annotated[str, typer.Argument(help="A job of all clients, as digits-mlp-100.")] = "digits-mlp-100",
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds; the first warms up.")] = 20,
+    pairs: Annotated[int, typer.Option(min=1, help="Runs of each, in turn.")] = 3,
+    workers: Annotated[int, typer.Option(min=0, help="Processes of ours; 0: the default.")] = 0,
+) -> None:
+    """Time a Flower app, unchanged, in Flower's own simulation and in ours.
+
+    [bold]Examples[/bold]
+
+    taskset -c 0,1 fedcore bench flower
+
+    fedcore bench flower digits-mlp-1000 --rounds 5 --pairs 1
+    """
+    from fedcore.bench.flower import measure
+
+    for line in measure(job, rounds, pairs, workers):
+        typer.echo(json.dumps(line))
+
+
+@app.command()
 def chaos(
     kills: Annotated[int, typer.Option(min=1, help="Processes to kill.")] = 300,
     seed: Annotated[int, typer.Option(help="Of which process dies when.")] = 0,

@@ -1,108 +1,174 @@
-"""Flower's secure aggregation by its own functions, for comparison: SecAgg+ of one client, and of the server.
+"""`fedcore bench flower`: one Flower app, unchanged, under Flower's own simulation and under ours, in turn.
 
-A client's steps are those of its mod. The server's time is that of the primitives of its workflow, each as
-often as the workflow calls it in the same round.
+Machines drift, so the two alternate and a ratio is the median of those of neighbouring runs. Memory is
+watched in a pair of runs of its own, as watching costs time. Both have the processors that this process has.
 """
 
+import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
+from fedcore.bench.jobs import job_of
+from fedcore.bench.under_flower import QUIET
+from fedcore.errors import MissingExtra, RunFailed, SpecError
 
-from fedcore.seeds import generator
+PROJECT = """[project]
+name = "bench"
+version = "1.0.0"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "fedcore"
+[tool.flwr.app.components]
+serverapp = "job_app:server"
+clientapp = "job_app:client"
+[tool.flwr.app.config]
+job = ""
+num-server-rounds = 1
+result = ""
+"""
+ENGINES = ("flower", "fedcore")
+Figures = dict[str, Any]
+WATCHED = 3  # rounds of the runs whose memory is watched
+PERIOD = 0.25  # seconds between two looks at it
 
-TIMED = 3  # clients
-CLIPPING, LEVELS, MODULUS, WEIGHT = 8.0, 1 << 22, 1 << 32, 1000.0  # Flower's defaults
 
+def measure(name: str, rounds: int, pairs: int, workers: int = 0) -> Iterator[Figures]:
+    """Yield a line for each engine, medians over the pairs of runs, and a line of ratios, Flower's to ours.
 
-def measure(clients: int, size: int, lost: int, degree: int) -> dict[str, Any]:
-    """Return the processor seconds of a client (median) and of the server; or what to install.
-
-    degree: with how many others a client masks; any two thirds of these can open its secrets.
+    workers: of ours; 0: its default.
     """
-    try:
-        mod = import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
-    except ModuleNotFoundError:
-        return {"missing": "flwr is not installed; run: pip install flwr"}
-    threshold = 2 * degree // 3
-    timed = [client(mod, size, degree, threshold) for _ in range(TIMED)]
-    vector = timed[0][1]
-    return {
-        "client_s": round(median(seconds for seconds, _ in timed), 4),
-        "server_s": round(server(mod, vector, clients, lost, degree, threshold), 4),
-        "upload_ratio": round(sum(part.nbytes for part in vector) / (4 * size), 4),
+    if job_of(name).cohort != job_of(name).clients:
+        raise SpecError(f"job {name!r} draws cohorts, which Flower draws otherwise; take one of all clients")
+    for library in ("flwr", "ray"):
+        if find_spec(library) is None:
+            raise MissingExtra(library, "flower,ray")
+    with tempfile.TemporaryDirectory(prefix="fedcore-bench-") as home:
+        folder = Path(home)
+        source = Path(__file__).with_name("flower_app.py").read_text(encoding="utf-8")
+        (folder / "job_app.py").write_text(source, encoding="utf-8")
+        (folder / "pyproject.toml").write_text(PROJECT, encoding="utf-8")
+        runs: dict[str, list[Figures]] = {engine: [] for engine in ENGINES}
+        for _ in range(pairs):
+            for engine in ENGINES:
+                runs[engine].append(run(engine, name, rounds, folder, workers))
+        memory = {e: peaks(run(e, name, WATCHED, folder, workers, watched=True)) for e in ENGINES}
+    common = {"bench": "flower", "job": name, "clients": job_of(name).clients, "rounds": rounds}
+    for line in lines(runs, memory):
+        yield common | line
+
+
+def lines(runs: Mapping[str, list[Figures]], memory: Mapping[str, Figures]) -> Iterator[Figures]:
+    """Yield the figures of each engine, and the ratios."""
+    for engine in ENGINES:
+        middle = {key: round(median(each[key] for each in runs[engine]), 5) for key in runs[engine][0]}
+        yield {"engine": engine, "runs": len(runs[engine]), **middle, **memory[engine]}
+    pairs = list(zip(*(runs[engine] for engine in ENGINES), strict=True))
+    ratios = {key: median(a[key] / b[key] for a, b in pairs) for key in ("warm_round_s", "shell_to_end_s")}
+    ratios |= {key: memory["flower"][key] / memory["fedcore"][key] for key in memory["flower"]}
+    yield {f"{key}_ratio": round(ratio, 2) for key, ratio in ratios.items()} | {
+        "cpus": len(os.sched_getaffinity(0)),
+        "measured": time.strftime("%Y-%m-%d"),
     }
 
 
-def client(mod: Any, size: int, degree: int, threshold: int) -> tuple[float, list[Any]]:
-    """Return the seconds of one client's steps, and its masked vector."""
-    common, key = import_module("flwr.common"), mod.Key
-    settings = {
-        key.SAMPLE_NUMBER: degree + 1,
-        key.SHARE_NUMBER: degree + 1,
-        key.THRESHOLD: threshold,
-        key.CLIPPING_RANGE: CLIPPING,
-        key.TARGET_RANGE: LEVELS,
-        key.MOD_RANGE: MODULUS,
-        key.MAX_WEIGHT: WEIGHT,
-    }
-    me, *others = states = [mod.SecAggPlusState() for _ in range(degree + 1)]
-    for number, state in enumerate(states):
-        state.nid = number
-    delta = generator("bench flower").standard_normal(size, dtype=np.float32)
-    update = common.ndarrays_to_parameters([delta])
-    public = {str(state.nid): tuple(mod._setup(state, settings).values()) for state in others}
-    started = time.process_time()
-    public[str(me.nid)] = tuple(mod._setup(me, settings).values())
-    mod._share_keys(me, public)
-    seconds = time.process_time() - started
-    share = me.rd_seed_share_dict[me.nid]
-    delivered = {
-        key.SOURCE_LIST: [state.nid for state in others],
-        key.CIPHERTEXT_LIST: [
-            mod.encrypt(
-                me.ss2_dict[state.nid], mod.share_keys_plaintext_concat(state.nid, me.nid, share, share)
-            )
-            for state in others
-        ],
-    }
-    started = time.process_time()
-    masked = mod._collect_masked_vectors(me, delivered, 100, update)
-    mod._unmask(me, {key.ACTIVE_NODE_ID_LIST: [s.nid for s in others], key.DEAD_NODE_ID_LIST: []})
-    seconds += time.process_time() - started
-    return seconds, [common.bytes_to_ndarray(part) for part in masked[key.MASKED_PARAMETERS]]
+def peaks(line: Figures) -> Figures:
+    """Return what of a run's figures is memory."""
+    return {key: value for key, value in line.items() if key.startswith("peak_")}
 
 
-def server(mod: Any, vector: list[Any], clients: int, lost: int, degree: int, threshold: int) -> float:
-    """Return the seconds of adding up, of opening everybody's secret, and of taking the masks off.
+def run(engine: str, name: str, rounds: int, folder: Path, workers: int, watched: bool = False) -> Figures:
+    """Run the app in an engine, from the shell to its end; return its figures.
 
-    From the median of each primitive and how often it is called.
+    overhead_ms: processor time of a message beyond what the app's function took, if all processors were busy:
+    an upper bound, with the strategy's own aggregation in it.
     """
-    shamir = import_module("flwr.common.secure_aggregation.crypto.shamir")
-    quantization = import_module("flwr.common.secure_aggregation.quantization")
-    shapes, stayed, seed = [part.shape for part in vector], clients - lost, os.urandom(32)
-    shares = shamir.create_shares(seed, threshold, degree)[: degree * stayed // clients]
-    private, public = mod.generate_key_pairs()
-    return (
-        stayed * cost(lambda: mod.parameters_addition(vector, vector))
-        + clients * cost(lambda: shamir.combine_shares(shares))
-        + lost * degree * cost(lambda: mod.generate_shared_key(private, public))
-        + (stayed + lost * degree)
-        * cost(lambda: mod.parameters_subtraction(vector, mod.pseudo_rand_gen(seed, MODULUS, shapes)))
-        + cost(lambda: mod.parameters_mod(vector, MODULUS))
-        + cost(lambda: quantization.dequantize(vector[1:], CLIPPING, LEVELS))
+    clients, result = job_of(name).clients, folder / "result.json"
+    overrides = [f'job="{name}"', f"num-server-rounds={rounds}", f'result="{result}"']
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command(engine, folder, clients, overrides, workers),
+        stdout=subprocess.DEVNULL,
+        stderr=(log := (folder / "log").open("w+b")),
+        env=os.environ | QUIET,
     )
+    with log:
+        memory = peaks_of(process) if watched else {}
+        if process.wait():
+            log.seek(0)
+            raise RunFailed(f"{engine}: {log.read().decode(errors='replace')[-2000:]}")
+    seconds = time.perf_counter() - started
+    line = json.loads(result.read_text(encoding="utf-8"))
+    result.unlink()
+    each = [after - before for before, after in pairwise(line["marks"])]
+    warm, own = median(each[1:]), median(line["own"][1:])
+    return {
+        "warm_round_s": warm,
+        "clients_per_s": clients / warm,
+        "first_round_s": each[0],
+        "shell_to_end_s": seconds,
+        "own_ms": 1000 * own,
+        "overhead_ms": 1000 * (warm * len(os.sched_getaffinity(0)) / clients - own),
+        "accuracy": line["accuracy"],
+        **memory,
+    }
 
 
-def cost(call: Callable[[], object], runs: int = 5) -> float:
-    """Return the processor seconds of a call, a median."""
-    seconds = []
-    for _ in range(runs):
-        started = time.process_time()
-        call()
-        seconds.append(time.process_time() - started)
-    return median(seconds)
+def command(engine: str, folder: Path, clients: int, overrides: Sequence[str], workers: int) -> list[str]:
+    """Return how an engine is started."""
+    if engine == "flower":
+        return [sys.executable, "-m", "fedcore.bench.under_flower", str(folder), str(clients), *overrides]
+    ours = [sys.executable, "-m", "fedcore", "flower", "run", str(folder), f"--num-supernodes={clients}"]
+    ours += [f"--workers={workers}"] if workers else []
+    return [*ours, "--run-config", " ".join(overrides)]
+
+
+def peaks_of(process: subprocess.Popen[bytes]) -> dict[str, int]:
+    """Watch a process and its descendants until it ends; return peaks of the sums in MiB.
+
+    Resident pages count once for each process that has them; proportionally (PSS), a page that n share counts
+    as 1/n in each of them, so the sum is what the machine gives.
+    """
+    resident = proportional = 0
+    while process.poll() is None:
+        family = [_memory(pid) for pid in tree(process.pid)]
+        resident = max(resident, sum(rss for rss, _ in family))
+        proportional = max(proportional, sum(pss for _, pss in family))
+        time.sleep(PERIOD)
+    return {"peak_rss_mb": resident // 1024, "peak_pss_mb": proportional // 1024}
+
+
+def tree(root: int) -> set[int]:
+    """Return a process and all its living descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        stat = _read(f"/proc/{entry}/stat").rpartition(")")[2].split()
+        if stat:
+            children.setdefault(int(stat[1]), []).append(int(entry))
+    found, queue = set[int](), [root]
+    while queue:
+        found.add(pid := queue.pop())
+        queue += children.get(pid, [])
+    return found
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    """Return a process's resident and proportional memory in KiB; 0 of one that has ended."""
+    lines = [line.split() for line in _read(f"/proc/{pid}/smaps_rollup").splitlines()[1:]]
+    sizes = {key: int(size) for key, size, *_ in lines}
+    return sizes.get("Rss:", 0), sizes.get("Pss:", 0)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -19,7 +19,7 @@ import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from fedcore.bench import flower
+from fedcore.bench import flower_secagg
 from fedcore.bench.aggregators import anonymous
 from fedcore.crypto import certificates
 from fedcore.crypto.prg import BLOCK, KEY, Masks
@@ -82,7 +82,7 @@ def measure(clients: int, size: int, lost: int, degree: int, encoding: str) -> I
     yield {"bench": "secagg", "part": "masks", **rates()}
     ours = protocol(clients, size, lost, degree, encoding)
     yield common | {"part": "protocol", "encoding": encoding, **ours}
-    theirs = flower.measure(clients, size, lost, ours["masks"])
+    theirs = flower_secagg.measure(clients, size, lost, ours["masks"])
     if "missing" not in theirs:
         theirs["client_ratio"] = round(theirs["client_s"] / ours["client_s"], 1)
         theirs["server_ratio"] = round(theirs["server_s"] / ours["server_s"], 1)

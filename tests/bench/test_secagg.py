@@ -6,7 +6,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from fedcore.bench import flower
+from fedcore.bench import flower_secagg
 from fedcore.bench.cli import app
 from fedcore.bench.secagg import drawn, measure, protocol
 from fedcore.crypto.secagg.parameters import Graph
@@ -48,7 +48,7 @@ def test_the_command_prints_a_json_line_a_part(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_flower_is_timed_for_the_same_round() -> None:
-    line = flower.measure(10, 100, 1, 6)
+    line = flower_secagg.measure(10, 100, 1, 6)
     assert line["client_s"] > 0 and line["server_s"] > 0
     assert line["upload_ratio"] == pytest.approx(2, rel=0.02)  # the factor beside
 
