@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 RUNNER = Path(__file__).with_name("run_document.py")
 DOCUMENTS = [
     "README.md",
+    "docs/flower.md",
     "docs/operations.md",
     "docs/privacy.md",
     "docs/security.md",
