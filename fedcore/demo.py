@@ -117,9 +117,9 @@ def federated(spec: Path, options: tuple[str, ...]) -> str:
     """Run the spec as a federation on loopback and return the model's hash."""
     from fedcore.data import save_split
     from fedcore.loopback import federation
-    from fedcore.simulations.population import Population, client_name
+    from fedcore.simulations.population import Population
     from fedcore.spec import RunSpec
-    from fedcore.task import resolve
+    from fedcore.task import client_name, resolve
 
     run = RunSpec.load(spec, options[1::2])
     task = resolve(run.run.task)

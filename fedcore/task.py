@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+def client_name(index: int) -> str:
+    """Return the name of a simulated client, such as `client-000017`."""
+    return f"client-{index:06d}"
+
+
 @dataclass(frozen=True)
 class Client:
     """The client that a task makes data for.

@@ -10,12 +10,13 @@ from typing import Any
 from fedcore.client.examples import Examples, PairExamples
 from fedcore.client.trainer import TorchTrainer
 from fedcore.client.training import Trainer
+from fedcore.cores import cores
 from fedcore.errors import SpecError
 from fedcore.messages import Plan, Ref
 from fedcore.simulations.answers import ClientStates, Engine
 from fedcore.simulations.handout import Handout
 from fedcore.simulations.population import Population
-from fedcore.simulations.processes import Processes, cores, workers_for
+from fedcore.simulations.processes import Processes, workers_for
 from fedcore.simulations.sequential import Sequential
 from fedcore.simulations.vectorized import Stack, Vectorized, obstacle
 from fedcore.spec import RunSpec

@@ -22,13 +22,12 @@ from fedcore.simulations.adversary import Adversary
 from fedcore.simulations.attacks import ATTACKS
 from fedcore.simulations.grid_cells import Axes, Cell, cells, label
 from fedcore.simulations.grid_report import report, table
-from fedcore.simulations.population import client_name
 from fedcore.simulations.result import SPENT, make_folder, write
 from fedcore.simulations.run import Progress, simulate
 from fedcore.spec import RunSpec
 from fedcore.strategies.catalog import strategy_of
 from fedcore.strategies.conflicts import check
-from fedcore.task import Task, resolve
+from fedcore.task import Task, client_name, resolve
 
 RECORD = "grid.json"
 FAILURE = "failure.txt"  # in the folder of a cell that failed: the reason, then where it happened

@@ -16,14 +16,9 @@ from fedcore.plugins import build
 from fedcore.privacy.levels import ClientLevel
 from fedcore.seeds import generator
 from fedcore.spec import RunSpec
-from fedcore.task import Client, Task
+from fedcore.task import Client, Task, client_name
 
 CACHED_CLIENTS = 4096
-
-
-def client_name(index: int) -> str:
-    """Return the name of a simulated client, such as `client-000017`."""
-    return f"client-{index:06d}"
 
 
 def check_population(spec: RunSpec) -> None:

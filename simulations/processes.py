@@ -18,6 +18,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import wait
 
 from fedcore.client.training import Trainer
+from fedcore.cores import cores
 from fedcore.errors import RunFailed
 from fedcore.layout import Parameters
 from fedcore.messages import Plan
@@ -27,11 +28,6 @@ from fedcore.simulations.mapped import Mapped
 from fedcore.simulations.population import Population
 from fedcore.simulations.worker import Given
 from fedcore.spec import RunSpec
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers_for(spec: RunSpec) -> int:

@@ -15,10 +15,9 @@ from fedcore.audit.watch import Watched
 from fedcore.privacy.claims import sampling_rate
 from fedcore.privacy.levels import ClientLevel, Off, TreeLevel
 from fedcore.seeds import generator
-from fedcore.simulations.population import client_name
 from fedcore.simulations.run import Progress
 from fedcore.spec import RunSpec
-from fedcore.task import Task
+from fedcore.task import Task, client_name
 
 TRAININGS = 20_000  # of canary clients, about
 FEWEST, MOST = 400, 4000  # canary clients

@@ -19,7 +19,6 @@ from fedcore.crypto import hpke
 from fedcore.errors import MissingExtra
 from fedcore.layout import Layout, Parameters, Vector
 from fedcore.messages import Plan, Ref, Update
-from fedcore.simulations.population import client_name
 from fedcore.simulations.secure import Federation, Masked
 from fedcore.spec import RunSpec
 from fedcore.strategies.catalog import strategy_of
@@ -27,6 +26,7 @@ from fedcore.strategies.privacy import released
 from fedcore.strategies.rounds import Round, train_plan
 from fedcore.strategies.terms import Rows
 from fedcore.strategies.words import Accumulator
+from fedcore.task import client_name
 from fedcore.tasks import Digits
 from fedcore.wire import sealing
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fedcore.audit.canaries import tagged
 from fedcore.client.examples import Batch, Examples
 from fedcore.errors import DataError
-from fedcore.simulations.population import Population, client_name
+from fedcore.simulations.population import Population
 from fedcore.spec import RunSpec
-from fedcore.task import Task
+from fedcore.task import Task, client_name
 
 
 @dataclass(frozen=True)

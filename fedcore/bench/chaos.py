@@ -25,7 +25,7 @@ from fedcore.faults import AGENT, COORDINATOR
 from fedcore.loopback import START_TIMEOUT, Loopback, federation
 from fedcore.operator import Operator, submission_for
 from fedcore.spec import RunSpec
-from fedcore.task import resolve
+from fedcore.task import client_name, resolve
 
 if TYPE_CHECKING:
     from fedcore.wire.v1.coordinator_pb2 import RunInfo
@@ -50,7 +50,7 @@ STUCK = 120.0  # seconds without a kill after which a run has to have ended
 def remembering(folder: Path, clients: int, size: int = 20_000, seconds: float = 0.0) -> Iterator[Loopback]:
     """Start a federation in an empty folder, with that many agents that remember."""
     with federation(folder) as loopback:
-        names = [f"client-{i:06d}" for i in range(clients)]
+        names = [client_name(i) for i in range(clients)]
         source = TASK.format(size=size, seconds=seconds)
         loopback.start_agents(names, "Remembering", "remembering_task", source)
         yield loopback

@@ -14,6 +14,7 @@ from typing import Any
 
 from fedcore.bench.raw import streams, write_rate
 from fedcore.loopback import Loopback, federation
+from fedcore.task import client_name
 
 TASK = "from fedcore.bench.echo import Echo\n\ntask = Echo({size})\n"
 SPEC = """[run]
@@ -45,7 +46,7 @@ def measure(
         spec += NORM if encryption == "secagg" else ""
         (folder / "spec.toml").write_text(spec, encoding="utf-8")
         with federation(folder) as loopback:
-            names = [f"client-{i:06d}" for i in range(clients)]
+            names = [client_name(i) for i in range(clients)]
             loopback.start_agents(names, "Echo", "echo_task", TASK.format(size=parameters))
             for name in names:
                 loopback.wait_for(name, "connected")

@@ -33,7 +33,7 @@ from fedcore.server.authority import Authority
 from fedcore.server.registry import Signal
 from fedcore.server.serve import allow_files
 from fedcore.server.tables import CLIENTS
-from fedcore.task import digest, resolve
+from fedcore.task import client_name, digest, resolve
 from fedcore.wire import grpc
 from fedcore.wire.chunks import CHUNK
 from fedcore.wire.codec import to_wire
@@ -175,7 +175,7 @@ async def _loaded(
 ) -> dict[str, Any]:
     authority = Authority.load(loopback.folder / "authority")
     hello = Hello({"Echo": digest(resolve("echo_task:task", loopback.folder))})
-    names, tally = [f"client-{i:06d}" for i in range(agents)], Tally()
+    names, tally = [client_name(i) for i in range(agents)], Tally()
     lights = [
         LightAgent(
             loopback.address,
@@ -246,6 +246,6 @@ def _register(database: Path, agents: int, registered: int) -> None:
     with engine.begin() as db:
         (run,) = {row.run for row in db.execute(CLIENTS.select())}
         known = {"run": run, "round": 0, "attempt": 0, "memory": "{}"}
-        if more := [{**known, "client": f"client-{i:06d}"} for i in range(agents, registered)]:
+        if more := [{**known, "client": client_name(i)} for i in range(agents, registered)]:
             db.execute(CLIENTS.insert(), more)
     engine.dispose()

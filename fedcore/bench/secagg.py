@@ -34,6 +34,7 @@ from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy
 from fedcore.strategies.rounds import train_plan
 from fedcore.strategies.words import Accumulator, check_sum, encoded
+from fedcore.task import client_name
 
 T = TypeVar("T")
 
@@ -185,7 +186,7 @@ class Job:
 
     def __init__(self, clients: int, size: int, degree: int, encoding: str) -> None:
         """Issue certificates, plan the round, and draw updates within its bounds."""
-        self.names = tuple(f"client-{i:06d}" for i in range(clients))
+        self.names = tuple(client_name(i) for i in range(clients))
         spec = RunSpec.parse(
             {
                 "cohort": {"size": clients},

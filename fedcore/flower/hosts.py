@@ -22,21 +22,18 @@ from threading import Condition, Thread
 
 from flwr.common.constant import ErrorCode
 
+from fedcore.cores import cores
 from fedcore.errors import FedcoreError, RunFailed, TaskError
 from fedcore.flower.app import App
 from fedcore.flower.host import ANSWER, BURY, FORK, NOTE, PID, Setup, put, take
 from fedcore.flower.letters import Answer, Letter, failed, node_id
 from fedcore.seeds import integer
+from fedcore.task import client_name
 
 AHEAD = 0.02  # seconds of work that a worker has before it, so that it never waits for this process
 PAUSE = 0.002  # seconds between two looks for answers while all workers are busy: a look costs them a core
 AHEAD_LETTERS = 32  # which fit into the buffer of a socket, so that handing them out never blocks
 AHEAD_BYTES = 1024  # of a letter that may be handed out ahead, beside the content that the worker has
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(eq=False)
@@ -65,7 +62,7 @@ class Hosts:
         the global generators, with the node and how many letters it has had. workers: how many processes, 0
         for one a core.
         """
-        self.partitions = {node_id(f"client-{index:06d}"): index for index in range(nodes)}
+        self.partitions = {node_id(client_name(index)): index for index in range(nodes)}
         self.seed, self.workers = seed, min(workers or cores(), nodes)
         self._changed = Condition()  # guards the next four
         self._ready: deque[Letter] = deque()

@@ -7,9 +7,10 @@ import numpy as np
 
 from fedcore.seeds import generator
 from fedcore.strategies.samplers import Memory, Sampler
+from fedcore.task import client_name
 from fedcore.testing.laws import check_configuration, demand, repeatable
 
-POPULATION = tuple(f"client-{i:06d}" for i in range(40))
+POPULATION = tuple(client_name(i) for i in range(40))
 ROUND = 9
 DRAWS = 400
 PARTICIPATION = ("round", "rounds")

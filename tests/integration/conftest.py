@@ -15,10 +15,10 @@ import pytest
 from fedcore.data import save_split
 from fedcore.loopback import Loopback, federation
 from fedcore.simulations.borrowed import random_state, threads
-from fedcore.simulations.population import Population, client_name
+from fedcore.simulations.population import Population
 from fedcore.simulations.run import Simulation
 from fedcore.spec import RunSpec
-from fedcore.task import resolve
+from fedcore.task import client_name, resolve
 
 TASK = '''
 from torch import nn

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedcore.loopback import Loopback, federation
-from fedcore.simulations.population import client_name
+from fedcore.task import client_name
 from tests.integration.conftest import shown, submit, watch
 
 pytestmark = pytest.mark.slow

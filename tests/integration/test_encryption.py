@@ -7,7 +7,7 @@ import pytest
 
 from fedcore.client.kept import load_kept
 from fedcore.loopback import Loopback
-from fedcore.simulations.population import client_name
+from fedcore.task import client_name
 from tests.integration.conftest import (
     NAMES,
     SPEC,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedcore.loopback import Loopback, federation
-from fedcore.simulations.population import client_name
+from fedcore.task import client_name
 from tests.integration.conftest import shown
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

@@ -12,9 +12,9 @@ import pytest
 from fedcore.data import save_split
 from fedcore.loopback import Loopback, federation
 from fedcore.server.store import Store
-from fedcore.simulations.population import Population, client_name
+from fedcore.simulations.population import Population
 from fedcore.spec import RunSpec
-from fedcore.task import resolve
+from fedcore.task import client_name, resolve
 from tests.integration.conftest import shown, submit, watch
 
 TASK = """

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcore.simulations.population import client_name
+from fedcore.task import client_name
 from tests.integration.conftest import SPEC, made, shown, simulated, start_dying, submit, watch
 
 FIVE = [client_name(i) for i in range(5)]

@@ -25,9 +25,8 @@ from fedcore.server.authority import Authority
 from fedcore.server.coordinator import Coordinator
 from fedcore.server.driver import Driver
 from fedcore.server.serve import start_server
-from fedcore.simulations.population import client_name
 from fedcore.spec import RunSpec
-from fedcore.task import resolve
+from fedcore.task import client_name, resolve
 
 TASK = '''
 """Softmax regression on one picture a client, in NumPy: whoever sees the update sees the picture."""

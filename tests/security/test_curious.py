@@ -21,9 +21,8 @@ from fedcore.messages import Ref, Update, UploadHead
 from fedcore.server.driver import Driver
 from fedcore.server.live import LiveRound
 from fedcore.server.secure import SecureRound
-from fedcore.simulations.population import client_name
 from fedcore.strategies.words import Accumulator, Words, encoded
-from fedcore.task import Client
+from fedcore.task import Client, client_name
 from fedcore.wire import sealing
 from tests.security.conftest import deployed, plainly
 

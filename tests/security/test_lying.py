@@ -22,7 +22,7 @@ from fedcore.crypto.shamir import combine
 from fedcore.messages import Ref, Secure
 from fedcore.server.driver import Driver
 from fedcore.server.secure import SecureRound
-from fedcore.simulations.population import client_name
+from fedcore.task import client_name
 from fedcore.wire.v1 import secagg_pb2 as pb
 from tests.security.conftest import deployed
 

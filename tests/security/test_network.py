@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fedcore.messages import Blob, Ref, UploadHead
-from fedcore.simulations.population import client_name
 from fedcore.simulations.run import simulate
+from fedcore.task import client_name
 from fedcore.wire.codec import to_wire
 from fedcore.wire.v1 import coordinator_pb2 as pb
 from tests.security.conftest import Tapped, plainly

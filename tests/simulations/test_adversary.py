@@ -13,8 +13,8 @@ from fedcore.client.examples import PairExamples
 from fedcore.errors import SpecError
 from fedcore.simulations.adversary import Adversary, Schedule
 from fedcore.simulations.attacks import ALIE, ATTACKS, Context, Mimic
-from fedcore.simulations.population import client_name
 from fedcore.strategies.terms import Rows
+from fedcore.task import client_name
 
 NAMES = [client_name(i) for i in range(10)]
 

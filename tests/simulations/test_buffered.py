@@ -18,7 +18,6 @@ from fedcore.layout import Entry, Layout, Parameters
 from fedcore.messages import Plan
 from fedcore.simulations.answers import Answers
 from fedcore.simulations.buffered import Step, Workers
-from fedcore.simulations.population import client_name
 from fedcore.simulations.run import Progress, Simulation, simulate
 from fedcore.spec import RunSpec
 from fedcore.strategies import Strategy
@@ -26,7 +25,7 @@ from fedcore.strategies.modes import Asynchronous, Buffered, OnArrival
 from fedcore.strategies.rounds import advance, initial_state
 from fedcore.strategies.samplers import Memory, Sees
 from fedcore.strategies.terms import Rows
-from fedcore.task import Task
+from fedcore.task import Task, client_name
 from fedcore.tasks import Digits
 
 LAYOUT = Layout((Entry("weight", (1,), "float32", "shared"),))

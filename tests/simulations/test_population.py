@@ -12,9 +12,9 @@ from torch.utils.data import TensorDataset
 from fedcore.client.examples import Examples
 from fedcore.data import ArrayDataset, Split
 from fedcore.errors import DataError, SpecError
-from fedcore.simulations.population import Population, client_name
+from fedcore.simulations.population import Population
 from fedcore.spec import RunSpec
-from fedcore.task import Client, Task
+from fedcore.task import Client, Task, client_name
 
 X, Y = np.arange(120, dtype=np.float32)[:, None], np.arange(120) % 10
 FORMS: dict[str, Any] = {
