@@ -178,6 +178,7 @@ def test_an_answer_that_is_noted_while_the_coordinator_stops_keeps_its_content(
             for task in asyncio.all_tasks():  # as the end of the process does
                 if "Relay.answer" in repr(task.get_coro()):
                     task.cancel()
+            replying.cancel()  # nobody tells it any more
             await asyncio.gather(replying, return_exceptions=True)
         async with running() as federation:
             post = await post_of(federation, post.run)
