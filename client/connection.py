@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedcore.waits import doubling
+
 log = logging.getLogger("fedcore.client")
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 25.0  # seconds between attempts: after any outage all are back within 30 s
@@ -19,8 +21,7 @@ def backoff(attempt: int, chance: float) -> float:
 
     chance: uniform in [0, 1), so that agents which lost the same coordinator do not return at once.
     """
-    longest = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(attempt, 16))
-    return longest * (0.5 + 0.5 * chance)
+    return doubling(attempt, FIRST_WAIT, LONGEST_WAIT) * (0.5 + 0.5 * chance)
 
 
 @dataclass

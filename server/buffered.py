@@ -30,6 +30,7 @@ from fedcore.strategies.modes import OnArrival, Synchronous
 from fedcore.strategies.rounds import Round, State, cohort
 from fedcore.strategies.steps import Arrival, step
 from fedcore.strategies.terms import Rows
+from fedcore.waits import doubling
 
 if TYPE_CHECKING:
     from fedcore.server.driver import Driver
@@ -228,7 +229,7 @@ class Workers:
 
     def out(self, draw: Draw, client: str, verdict: Verdict) -> None:
         """Tell a client that its work counts for nothing, and let it rest."""
-        pause = min(LONGEST, SHORTEST * 2.0 ** min(self.failures[client], 16))
+        pause = doubling(self.failures[client], SHORTEST, LONGEST)
         self.failures[client] += 1
         self.resting[client] = time.monotonic() + pause
         self.gone.append((draw.version, participant(draw.live, client, verdict)))

@@ -31,6 +31,7 @@ from fedcore.strategies.privacy import clip_norm
 from fedcore.strategies.rounds import State, cohort, initial_state, train_plan
 from fedcore.strategies.samplers import Memory
 from fedcore.strategies.stopping import stopped_early
+from fedcore.waits import doubling
 
 if TYPE_CHECKING:
     from fedcore.server.coordinator import Coordinator
@@ -355,4 +356,4 @@ class Driver:
 
 def back_off(attempt: int) -> float:
     """Return the seconds before another attempt, from 1, at a round: they double, up to half a minute."""
-    return min(30.0, 0.1 * 2.0 ** min(attempt, 16))
+    return doubling(attempt, 0.1, 30.0)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from fedcore.errors import Interrupted, Overloaded
 from fedcore.server.blobs import CorruptBlob
 from fedcore.server.database import StoreUnavailable
+from fedcore.waits import doubling
 
 if TYPE_CHECKING:
     from fedcore.server.driver import Driver
@@ -66,7 +67,7 @@ async def patiently(driver: "Driver", call: Callable[[], Awaitable[None]]) -> No
 
     Tries lie 1 s apart, then twice as long each time, up to 30 s, until the run has come a round further.
     """
-    seconds, known = SHORTEST, ("", -1)
+    attempts, known = 0, ("", -1)
     while True:
         try:
             return await call()
@@ -74,8 +75,8 @@ async def patiently(driver: "Driver", call: Callable[[], Awaitable[None]]) -> No
             if not (why := reason(error)):
                 raise
             if known != (known := (why, len(driver.committed))):
-                seconds = SHORTEST
+                attempts = 0
                 log.warning("run paused", extra={"run": driver.run.id, "reason": why, "error": str(error)})
             clear_frames(error.__traceback__)  # which hold the round, and the space of its files, in a cycle
-        await driver.pause(why, seconds)
-        seconds = min(2 * seconds, LONGEST)
+        await driver.pause(why, doubling(attempts, SHORTEST, LONGEST))
+        attempts += 1

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, count
 from logging import INFO, WARNING
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
@@ -31,6 +31,7 @@ from fedcore.flower.grid import End
 from fedcore.flower.letters import Answer, Letter, node_id
 from fedcore.messages import Blob
 from fedcore.operator import DEADLINE, TRANSFER_DEADLINE, Operator, explained
+from fedcore.waits import doubling
 from fedcore.wire import grpc
 from fedcore.wire.chunks import chunks
 from fedcore.wire.codec import to_wire
@@ -182,8 +183,7 @@ class Mail:
 
     def _surely(self, call: Callable[[], Any]) -> Any:
         """Make a call, again and again while the coordinator cannot take it; return what it returns."""
-        wait = SHORTEST
-        while True:
+        for attempt in count():
             try:
                 answered = call()
             except grpc.RpcError as error:
@@ -193,21 +193,20 @@ class Mail:
             else:
                 self._find()
                 return answered
-            if self._over.wait(wait):
+            if self._over.wait(doubling(attempt, SHORTEST, LONGEST)):
                 raise RunNotRunningException
-            wait = min(2 * wait, LONGEST)
 
     # --- listening
 
     def _listen(self) -> None:
         """Take answers, until the run is over."""
-        wait = SHORTEST
+        attempts = 0
         while not self._over.is_set():
             try:
                 due = self.operator.renew()
                 self._stream = self.operator.post.Answers(RunName(run=self.run), timeout=due)
                 for message in self._stream:
-                    wait = SHORTEST
+                    attempts = 0
                     self._take(message)
                 self._arrived.put(RunNotRunningException())
                 return
@@ -221,8 +220,8 @@ class Mail:
             except ProtocolError as error:
                 self._arrived.put(error)
                 return
-            self._over.wait(wait)
-            wait = min(2 * wait, LONGEST)
+            self._over.wait(doubling(attempts, SHORTEST, LONGEST))
+            attempts += 1
 
     def _take(self, message: pb.Answer) -> None:
         """Fetch the content of an answer, unless it came before or is not waited for."""
