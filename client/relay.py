@@ -5,11 +5,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
-from fedcore.client.session import ConnectionLost, Session, explain
-from fedcore.errors import Interrupted
+from fedcore.client.session import Chunks, ConnectionLost, Session, explain, fetched
 from fedcore.messages import Blob
 from fedcore.wire import grpc, relay
-from fedcore.wire.chunks import Incoming, arrived, receive, stream
+from fedcore.wire.chunks import stream
 from fedcore.wire.codec import to_wire
 from fedcore.wire.framing import Framing
 from fedcore.wire.relay import Answer, HostHello, LetterRef
@@ -43,15 +42,13 @@ async def _open(hello: HostHello) -> AsyncGenerator[pb.FromHost, None]:
 
 async def take(session: Session, ref: LetterRef, blob: Blob, path: Path, left: float) -> None:
     """Fetch a letter's content into a file, as `Session.download` does parameters; left: seconds."""
-    offset = min(await asyncio.to_thread(arrived, path), blob.size)
-    wanted = pb.Taking(letter=to_wire(ref), offset=offset)
-    try:
-        stub = RelayStub(Framing(session.channel))
-        await receive(Incoming(path, blob, offset), stub.Take(wanted, timeout=left))
-    except grpc.aio.AioRpcError as error:
-        explain(error)
-    except Interrupted as error:
-        raise ConnectionLost(str(error)) from error
+
+    def take_from(offset: int) -> Chunks:
+        wanted = pb.Taking(letter=to_wire(ref), offset=offset)
+        call: Chunks = RelayStub(Framing(session.channel)).Take(wanted, timeout=left)
+        return call
+
+    await fetched(blob, path, take_from)
 
 
 async def reply(session: Session, answer: Answer, path: Path, left: float) -> None:

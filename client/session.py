@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from fedcore.messages import (
 from fedcore.wire import codec, grpc
 from fedcore.wire.chunks import Incoming, arrived, moved, receive, stream
 from fedcore.wire.codec import to_wire
-from fedcore.wire.framing import Framing
+from fedcore.wire.framing import Chunk, Framing
 from fedcore.wire.sending import sending
 from fedcore.wire.v1 import coordinator_pb2 as pb
 from fedcore.wire.v1.coordinator_pb2_grpc import CoordinatorStub
@@ -55,6 +55,7 @@ STALE = (grpc.StatusCode.FAILED_PRECONDITION, *DENIED)  # of a round that has cl
 
 Push = Assignment | Outcome | Pause | Secure
 Stream = grpc.aio.StreamStreamCall[pb.FromAgent, pb.ToAgent]
+Chunks = AsyncIterator[pb.Chunk | Chunk]
 
 
 class ConnectionLost(FedcoreError):
@@ -182,14 +183,13 @@ class Session:
         ConnectionLost, UpdateRefused where the round has closed, and ProtocolError for altered bytes.
         """
         started = time.perf_counter()
-        offset = min(await asyncio.to_thread(arrived, path), blob.size)
-        wanted = pb.Wanted(blob=to_wire(blob), offset=offset)
-        try:
-            await receive(Incoming(path, blob, offset), self.stub.Download(wanted, timeout=left))
-        except grpc.aio.AioRpcError as error:
-            explain(error)
-        except Interrupted as error:
-            raise ConnectionLost(str(error)) from error
+
+        def download(offset: int) -> Chunks:
+            wanted = pb.Wanted(blob=to_wire(blob), offset=offset)
+            call: Chunks = self.stub.Download(wanted, timeout=left)
+            return call
+
+        offset = await fetched(blob, path, download)
         log.info("parameters received", extra={"offset": offset, **moved(blob, started)})
 
     async def upload(self, head: UploadHead, path: Path, left: float, again: bool = False) -> None:
@@ -238,6 +238,21 @@ class Session:
         for waiting in self.receipts.values():
             if not waiting.done():
                 waiting.set_exception(ConnectionLost("the stream ended before the receipt came"))
+
+
+async def fetched(blob: Blob, path: Path, call: Callable[[int], Chunks]) -> int:
+    """Fetch what a file lacks of a blob, and return how many bytes it had.
+
+    call: asks for the chunks from a byte on. Raises as `Session.download` does.
+    """
+    offset = min(await asyncio.to_thread(arrived, path), blob.size)
+    try:
+        await receive(Incoming(path, blob, offset), call(offset))
+    except grpc.aio.AioRpcError as error:
+        explain(error)
+    except Interrupted as error:
+        raise ConnectionLost(str(error)) from error
+    return offset
 
 
 def explain(error: grpc.aio.AioRpcError) -> NoReturn:
