@@ -35,10 +35,7 @@ TRANSFER_DEADLINE = 3600.0
 FETCHES = 3
 SOONEST, LATEST = 600.0, 43200.0  # seconds between two looks at a certificate
 OPTIONS = (
-    (
-        "grpc.max_receive_message_length",
-        64 * 2**20,
-    ),  # a layout and the rows of all rounds come as one message
+    ("grpc.max_receive_message_length", 64 * 2**20),  # a layout and all rows come as one message
     # Whoever waits for answers hears of a line that is dead, and finds a coordinator that is back.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),

@@ -101,7 +101,7 @@ class Letters:
         with transaction(self.engine) as db:
             state = db.execute(select(APP_RUNS.c.state).where(APP_RUNS.c.id == run_id)).scalar_one()
             if state != "running":
-                raise UpdateRefused(f"the run {run_id} has ended: {state}")
+                raise ended(run_id, state)
             before = {row.id: row.state for row in db.execute(known)}
             if new := [_row(letter) for letter in letters if letter.ref.id not in before]:
                 db.execute(LETTERS.insert(), new)
@@ -121,6 +121,11 @@ class Letters:
         here = (LETTERS.c.run == run_id) & LETTERS.c.id.in_(ids)
         with transaction(self.engine) as db:
             db.execute(LETTERS.update().where(here).values(state="settled", head=b"", **_address(None)))
+
+
+def ended(run_id: str, state: str) -> UpdateRefused:
+    """Return what is told of a run that has ended."""
+    return UpdateRefused(f"the run {run_id} has ended: {state}")
 
 
 def _address(content: Blob | None) -> dict[str, Any]:

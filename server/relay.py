@@ -25,7 +25,7 @@ from fedcore.faults import point
 from fedcore.messages import Blob
 from fedcore.server.blobs import Blobs
 from fedcore.server.database import StoreUnavailable
-from fedcore.server.letters import AppRun, Letters, Posted
+from fedcore.server.letters import AppRun, Letters, Posted, ended
 from fedcore.server.queues import Host, Queues
 from fedcore.server.registry import Signal
 from fedcore.wire.relay import MAX_CONTENT, Answer, AppLetter, LetterRef, Over
@@ -83,7 +83,7 @@ class Book:
         try:
             yield
         except FileNotFoundError as error:
-            raise ended(self.run) from error
+            raise ended(self.run.id, self.run.state) from error
 
     def tell(self, answer: Answer | None) -> None:
         """Have all who listen hear of an answer, or of the end."""
@@ -168,7 +168,7 @@ class Relay:
         """Return a run that has not ended; raises UpdateRefused if it has, SpecError where there is none."""
         if book := self.find(run_id):
             return book
-        raise ended(self.runs[run_id])
+        raise ended(run_id, self.runs[run_id].state)
 
     def letter(self, ref: LetterRef) -> tuple[Book, Posted]:
         """Return a letter that waits or is answered; raises UpdateRefused where nobody waits for it."""
@@ -291,11 +291,11 @@ class Relay:
             settled = await self.coordinator.write(self.store.send, run, new)
             point("letter.sent")
             if run not in self.books:
-                raise ended(self.runs[run])
+                raise ended(run, self.runs[run].state)
             new = [letter for letter in new if letter.ref.id not in settled]
             book.letters.update({letter.ref.id: letter for letter in new})
             self.queues.add(new)
-            deposits = {letter.content.sha256 for letter in letters if letter.content}
+            deposits = addresses(*(letter.content for letter in letters))
             await asyncio.to_thread(book.keep, settled, deposits)
         return set()
 
@@ -342,11 +342,6 @@ class Relay:
                 await self.settle(book, [each.ref.id for each in found if each.state == "waiting"])
             except StoreUnavailable as error:  # what comes for them is refused all the same
                 log.warning("expired letters are kept", extra={"run": book.run.id, "reason": str(error)})
-
-
-def ended(run: AppRun) -> UpdateRefused:
-    """Return what is told of a run that has ended."""
-    return UpdateRefused(f"the run {run.id} has ended: {run.state}")
 
 
 def unawaited(ref: LetterRef) -> UpdateRefused:

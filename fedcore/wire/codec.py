@@ -166,12 +166,12 @@ def ref_from_wire(message: pb.Ref) -> Ref:
     """Return the Ref; raises ProtocolError unless run, round and kind are set."""
     if message.kind not in KIND_NAMES or message.round < 1:
         raise ProtocolError(f"the message names round {message.round} and kind {message.kind}")
-    return Ref(_name(message.run, "run"), message.round, message.attempt, KIND_NAMES[message.kind])
+    return Ref(name_from_wire(message.run, "run"), message.round, message.attempt, KIND_NAMES[message.kind])
 
 
 def blob_from_wire(message: pb.Blob) -> Blob:
     """Return the Blob; raises ProtocolError unless its address is a SHA-256."""
-    return Blob(_sha256(message.sha256, "blob"), message.size)
+    return Blob(digest_from_wire(message.sha256, "blob"), message.size)
 
 
 def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline | Secure | SmallUpdate:
@@ -182,7 +182,9 @@ def from_agent(message: pb.FromAgent) -> Hello | Accept | Decline | Secure | Sma
             raise Blameless(f"the agent speaks version {hello.version}, expected {VERSION}; update fedcore")
         if len(hello.tasks) > MAX_TASKS:
             raise ProtocolError(f"the agent names {len(hello.tasks)} tasks; at most {MAX_TASKS} are taken")
-        tasks = [(_name(task.name, "task"), _sha256(task.digest, "task")) for task in hello.tasks]
+        tasks = [
+            (name_from_wire(task.name, "task"), digest_from_wire(task.digest, "task")) for task in hello.tasks
+        ]
         _once([name for name, _ in tasks], "agent", "task")
         if len(hello.pending) > MAX_PENDING:
             raise ProtocolError(
@@ -229,10 +231,10 @@ def to_agent(message: pb.ToAgent) -> Assignment | Outcome | Pause | Receipt | Se
             raise ProtocolError(f"the assignment's clip norm is {work.clip}, expected 0 or more")
         return Assignment(
             ref=ref_from_wire(work.ref),
-            task=_name(work.task.name, "task"),
-            digest=_sha256(work.task.digest, "task"),
+            task=name_from_wire(work.task.name, "task"),
+            digest=digest_from_wire(work.task.digest, "task"),
             spec=_spec(work.spec),
-            layout=_sha256(work.layout, "layout"),
+            layout=digest_from_wire(work.layout, "layout"),
             parameters=blob_from_wire(work.parameters),
             cohort=work.cohort,
             deadline=work.deadline,
@@ -273,9 +275,9 @@ def head_from_wire(header: pb.UploadHeader) -> UploadHead:
     if len(header.vectors) > MAX_PARTS or len(header.scalars) > MAX_PARTS:
         counts = f"{len(header.vectors)} vectors and {len(header.scalars)} scalars"
         raise ProtocolError(f"the update has {counts}; at most {MAX_PARTS} of each are taken")
-    vectors = tuple((_name(v.name, "vector"), v.length) for v in header.vectors)
+    vectors = tuple((name_from_wire(v.name, "vector"), v.length) for v in header.vectors)
     _once([name for name, _ in vectors], "update", "vector")
-    scalars = {_name(name, "scalar"): value for name, value in header.scalars.items()}
+    scalars = {name_from_wire(name, "scalar"): value for name, value in header.scalars.items()}
     ref, payload = ref_from_wire(header.ref), blob_from_wire(header.payload)
     return UploadHead(ref, scalars, vectors, payload, _offset(header.offset, payload))
 
@@ -289,12 +291,12 @@ def submission(message: pb.SubmitPart) -> Submission:
         raise ProtocolError(f"the layout has {len(header.layout)} characters; at most {MAX_LAYOUT} are taken")
     if len(header.metrics) > MAX_METRICS + 1:
         raise ProtocolError(f"the run has {len(header.metrics)} metrics; at most {MAX_METRICS + 1} are taken")
-    metrics = tuple(_name(metric, "metric") for metric in header.metrics)
+    metrics = tuple(name_from_wire(metric, "metric") for metric in header.metrics)
     _once(metrics, "run", "metric")
     return Submission(
         spec=_spec(header.spec),
-        task=_name(header.task.name, "task"),
-        digest=_sha256(header.task.digest, "task"),
+        task=name_from_wire(header.task.name, "task"),
+        digest=digest_from_wire(header.task.digest, "task"),
         layout=Layout.from_json(header.layout),
         metrics=metrics,
         parameters=blob_from_wire(header.parameters),
@@ -318,7 +320,8 @@ def _bounded(content: bytes, most: int, what: str) -> bytes:
     return content
 
 
-def _name(text: str, what: str) -> str:
+def name_from_wire(text: str, what: str) -> str:
+    """Return the name of a run, a task or the like."""
     if not NAME.fullmatch(text):
         raise ProtocolError(f"the {what}'s name is {text[:64]!r}, expected letters, digits and . _ : -")
     return text
@@ -329,7 +332,8 @@ def _once(names: Sequence[str], who: str, what: str) -> None:
         raise ProtocolError(f"the {who} names a {what} twice")
 
 
-def _sha256(text: str, what: str) -> str:
+def digest_from_wire(text: str, what: str) -> str:
+    """Return a SHA-256 in hexadecimal."""
     if not SHA256.fullmatch(text):
         raise ProtocolError(f"the {what}'s digest is {text[:80]!r}, expected 64 hexadecimal digits")
     return text

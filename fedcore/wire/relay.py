@@ -13,7 +13,7 @@ from typing import Any
 from fedcore.crypto.names import PART
 from fedcore.errors import Blameless, ProtocolError
 from fedcore.messages import Blob
-from fedcore.wire.codec import MAX_TEXT, NAME, SHA256, blob_from_wire, to_wire
+from fedcore.wire.codec import MAX_TEXT, blob_from_wire, digest_from_wire, name_from_wire, to_wire
 from fedcore.wire.v1 import relay_pb2 as pb
 from fedcore.wire.v1.coordinator_pb2 import RunName, TaskName
 
@@ -265,11 +265,11 @@ def _ttl(seconds: float, ref: LetterRef) -> float:
 
 def _app(message: TaskName) -> tuple[str, str]:
     name = _matching(APP, message.name, "app's name", "PUBLISHER/NAME of letters, digits and . _ -")
-    return name, _matching(SHA256, message.digest, "app's digest", "64 hexadecimal digits")
+    return name, digest_from_wire(message.digest, "app")
 
 
 def _run(text: str) -> str:
-    return _matching(NAME, text, "run's name", "letters, digits and . _ : -")
+    return name_from_wire(text, "run")
 
 
 def _ref(run: str, id: str) -> LetterRef:
