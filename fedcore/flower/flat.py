@@ -5,7 +5,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.common.constant import SType
 
 from fedcore.errors import SpecError, UpdateRefused
-from fedcore.flower.arrays import values
+from fedcore.flower.guards import readable
 from fedcore.layout import Entry, Kind, Layout, Parameters, Vector
 
 STATISTICS = ("running_mean", "running_var")  # what PyTorch calls the buffers of its normalisation layers
@@ -59,10 +59,7 @@ def parameters_of(arrays: ArrayRecord, layout: Layout) -> Parameters:
 
 def _numbers(array: Array, entry: Entry) -> Vector:
     """Return the numbers of an array, flat, in the dtype in which they came."""
-    try:
-        came = values(array.data)
-    except ValueError as error:
-        raise UpdateRefused(f"array {entry.name!r} cannot be read: {error}") from error
+    came = readable(entry.name, array)
     if came.shape != entry.shape or came.dtype.kind != "f":
         raise UpdateRefused(
             f"array {entry.name!r} is {came.shape} {came.dtype}, expected {entry.shape} {entry.dtype}"

@@ -13,7 +13,7 @@ from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode, SType
 
 from fedcore.errors import SpecError, UpdateRefused
-from fedcore.flower.arrays import values
+from fedcore.flower.arrays import Values, values
 
 WEIGHT = "num-examples"  # by which Flower's strategies weigh replies unless told otherwise
 OLDER = "num_examples"  # the same of clients of the older kind, in a record "fitres.num_examples"
@@ -64,12 +64,17 @@ def _finite(name: str, array: Array) -> None:
     """
     if array.stype != SType.NUMPY:
         return
-    try:
-        found = values(array.data)
-    except ValueError as error:
-        raise UpdateRefused(f"array {name!r} cannot be read: {error}") from error
+    found = readable(name, array)
     if found.dtype.kind in "fc" and not np.isfinite(found).all():
         raise UpdateRefused(f"array {name!r} holds nan or infinity")
+
+
+def readable(name: str, array: Array) -> Values:
+    """Return the values of an array in NumPy's format; raises UpdateRefused where they cannot be read."""
+    try:
+        return values(array.data)
+    except ValueError as error:
+        raise UpdateRefused(f"array {name!r} cannot be read: {error}") from error
 
 
 def _within(name: str, value: MetricRecordValues) -> None:

@@ -44,7 +44,6 @@ class Setup:
     folder: str
     client: str
     config: Mapping[str, UserConfigValue]
-    run_id: int
     nodes: int
 
     def command(self, part: Literal["zygote", "worker"], end: socket.socket) -> subprocess.Popen[bytes]:
@@ -166,7 +165,7 @@ def worker(end: socket.socket, app: ClientApp, setup: Setup) -> None:
         content = content if same else new
         config = {"partition-id": partition, "num-partitions": setup.nodes}
         letter = Letter(id.decode(), node, head, content)
-        said, after = answer(app, letter, setup.run_id, config, setup.config, state, seed)
+        said, after = answer(app, letter, config, setup.config, state, seed)
         put(end, said.id.encode(), said.head, said.content, None if after == state else after)
 
 

@@ -8,7 +8,6 @@ The agent, which never imports Flower, asks through `fedcore.client.serving`. `n
 after the run's last letter; the answer to this one and the state after it take its place, at once.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,8 +55,7 @@ class Host:
             raise UpdateRefused(f"the files of {app} have changed since the agent started; start it again")
         said = Path(content).read_bytes() if content else None
         sent = Letter(letter, node_id(client), bytes.fromhex(head), said)
-        run = json.loads(sent.head)["run"]
-        answer, state = hosting.answer(hosted, sent, run, node, read.config, state_in(Path(newest)), None)
+        answer, state = hosting.answer(hosted, sent, node, read.config, state_in(Path(newest)), None)
         spool(Path(newest), letter, answer.head, answer.content, state)
         return {}
 

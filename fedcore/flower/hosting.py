@@ -43,7 +43,6 @@ def load(app: App) -> ClientApp:
 def answer(
     app: ClientApp,
     letter: Letter,
-    run_id: int,
     node_config: Mapping[str, UserConfigValue],
     run_config: Mapping[str, UserConfigValue],
     state: bytes,
@@ -58,7 +57,7 @@ def answer(
     """
     message, config = message_of(letter), {**run_config, **overrides_of(letter)}
     kept = unpack(state) if state else RecordDict()
-    context = Context(run_id, letter.node, dict(node_config), kept, config)
+    context = Context(message.metadata.run_id, letter.node, dict(node_config), kept, config)
     if seed is not None:
         reseed(seed)
     try:

@@ -55,7 +55,7 @@ class Worker:
 class Hosts:
     """Simulated nodes of an app, by worker processes of this machine."""
 
-    def __init__(self, app: App, nodes: int, run_id: int, *, seed: int, workers: int = 0) -> None:
+    def __init__(self, app: App, nodes: int, *, seed: int, workers: int = 0) -> None:
         """Start them; what cannot be imported is told when letters are sent or answers received.
 
         nodes: how many; they are named as the clients of our simulations are. seed: of what an app draws from
@@ -77,7 +77,7 @@ class Hosts:
         self._came: list[Answer] = []
         self._control, far = socket.socketpair()
         self._bell, self._ear = socket.socketpair()
-        setup = Setup(str(app.folder), app.client, dict(app.config), run_id, nodes)
+        setup = Setup(str(app.folder), app.client, dict(app.config), nodes)
         self._zygote = setup.command("zygote", far)
         self._stop = weakref.finalize(self, _kill, self._zygote.pid)
         self._thread = Thread(target=self._serve, name="hosts", daemon=True)

@@ -79,7 +79,7 @@ def simulate(
     if nodes < 1:
         raise SpecError(f"--num-supernodes {nodes}: expected at least 1")
     run_id = seeds.integer(seed, app.name, "run")
-    hosts = Hosts(app, nodes, run_id, seed=seed, workers=workers)
+    hosts = Hosts(app, nodes, seed=seed, workers=workers)
     started = perf_counter()
     tally = serve(app, hosts, run_id, seed=seed, limits=limits, notice=notice)
     return Outcome(app.name, str(run_id), tally, perf_counter() - started, nodes, hosts.workers)

@@ -32,7 +32,7 @@ def ask(
     message = message or sent()
     letter = letter_of(message, pack(message.content), {"lr": 0.5})
     said, state = answer(
-        app, letter, 5, {"partition-id": 2, "num-partitions": 9}, {"lr": 0.1, "n": 1}, state, seed
+        app, letter, {"partition-id": 2, "num-partitions": 9}, {"lr": 0.1, "n": 1}, state, seed
     )
     return reply_of(said, message.metadata), state
 
@@ -167,10 +167,10 @@ def test_a_seed_decides_what_the_global_generators_give_and_none_leaves_them() -
 
 def test_a_malformed_letter_is_not_given_to_the_app() -> None:
     with pytest.raises(ProtocolError):
-        answer(ClientApp(), Letter("m", 2, b"{}", b""), 5, {}, {}, b"", None)
+        answer(ClientApp(), Letter("m", 2, b"{}", b""), {}, {}, b"", None)
     good = letter_of(sent(), pack(CONFIG))
     with pytest.raises(ProtocolError):
-        answer(ClientApp(), good, 5, {}, {}, b"no state", None)
+        answer(ClientApp(), good, {}, {}, b"no state", None)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def written(folder: Path, more: str = "") -> App:
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    hosts = Hosts(written(tmp_path_factory.mktemp("app")), 6, 5, seed=1, workers=2)
+    hosts = Hosts(written(tmp_path_factory.mktemp("app")), 6, seed=1, workers=2)
     yield hosts
     hosts.close("finished", "")
 
@@ -165,7 +165,7 @@ def test_what_an_app_draws_follows_from_the_seed_and_not_from_the_workers(
     app = written(tmp_path)
 
     def drawn(seed: int, workers: int) -> list[dict[str, object]]:
-        hosts = Hosts(app, 6, 5, seed=seed, workers=workers)
+        hosts = Hosts(app, 6, seed=seed, workers=workers)
         try:
             return said(ask(hosts, "draw", *range(6), *range(6)))
         finally:
@@ -177,7 +177,7 @@ def test_what_an_app_draws_follows_from_the_seed_and_not_from_the_workers(
 
 
 def test_an_app_that_cannot_be_imported_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    hosts = Hosts(written(tmp_path, "import nothing_of_this_name"), 2, 5, seed=0, workers=1)
+    hosts = Hosts(written(tmp_path, "import nothing_of_this_name"), 2, seed=0, workers=1)
     with pytest.raises(
         TaskError, match=r"ClientApp cannot be loaded: importing 'hosted_app:app' raised .*nothing_of"
     ):
@@ -197,7 +197,7 @@ def home(message, context):
     time.sleep(0.05)
     return said(message, here=loaded == os.getpid())
 """
-    hosts = Hosts(written(tmp_path, more), 4, 5, seed=0, workers=2)
+    hosts = Hosts(written(tmp_path, more), 4, seed=0, workers=2)
     try:
         assert said(ask(hosts, "home", *range(4))) == [{"here": True}] * 4
         assert ask(hosts, "die", 1)[0].has_error()
@@ -207,7 +207,7 @@ def home(message, context):
 
 
 def test_the_end_of_the_process_that_starts_workers_fails_the_run(tmp_path: Path) -> None:
-    hosts = Hosts(written(tmp_path), 2, 5, seed=0, workers=1)
+    hosts = Hosts(written(tmp_path), 2, seed=0, workers=1)
     try:
         ask(hosts, "who", 0)
         os.kill(hosts._zygote.pid, signal.SIGKILL)
@@ -226,7 +226,7 @@ import sys, time, os
 from pathlib import Path
 from fedcore.flower.app import App
 from fedcore.flower.hosts import Hosts
-hosts = Hosts(App(Path({str(tmp_path)!r}), "a/b", "", "hosted_app:app"), 4, 5, seed=0, workers=2)
+hosts = Hosts(App(Path({str(tmp_path)!r}), "a/b", "", "hosted_app:app"), 4, seed=0, workers=2)
 while len(hosts._members) < 2:
     time.sleep(0.01)
 print(hosts._zygote.pid, flush=True)

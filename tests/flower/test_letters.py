@@ -7,7 +7,9 @@ import pytest
 from flwr.app import ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.app.user_config import UserConfig
+from flwr.common.constant import ErrorCode
 
+from fedcore.client import hosting
 from fedcore.errors import ProtocolError
 from fedcore.flower.letters import (
     HEAD_BYTES,
@@ -22,6 +24,7 @@ from fedcore.flower.letters import (
     reply_of,
 )
 from fedcore.flower.records import pack
+from fedcore.wire.relay import LetterRef
 
 CONTENT = RecordDict({"arrays": ArrayRecord([np.arange(3.0)])})
 
@@ -76,6 +79,15 @@ def test_errors_travel_and_a_long_reason_is_cut() -> None:
     )
     assert abs(long.metadata.created_at - time.time()) < 60 and long.metadata.reply_to_message_id == "m-1"
     assert long.metadata.created_at + long.metadata.ttl == pytest.approx(1700000000.123456 + 3600.5)
+
+
+def test_what_an_agent_says_instead_of_the_app_is_read_as_an_error_of_flower() -> None:
+    codes = hosting.UNKNOWN, hosting.UNAVAILABLE, hosting.CRASHED
+    named = ErrorCode.UNKNOWN, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED
+    assert codes == named
+    said = hosting.failed(LetterRef("run", "m-1"), hosting.CRASHED, "killed by signal 9")
+    back = reply_of(Answer(said.ref.id, said.head, None), message().metadata)
+    assert back.error == Error(ErrorCode.CLIENT_APP_CRASHED, "killed by signal 9")
 
 
 def test_the_run_config_is_overridden_by_flat_values_only() -> None:

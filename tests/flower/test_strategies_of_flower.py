@@ -94,7 +94,7 @@ def app() -> App:
 
 @pytest.fixture(scope="module")
 def hosts(app: App) -> Iterator[Hosts]:
-    hosts = Hosts(app, NODES, 7, seed=0, workers=2)
+    hosts = Hosts(app, NODES, seed=0, workers=2)
     gc.freeze()  # Flower collects garbage for every reply that QFedAvg or Bulyan reads
     yield hosts
     gc.unfreeze()
