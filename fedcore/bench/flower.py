@@ -19,6 +19,7 @@ from typing import Any
 
 from fedcore.bench.jobs import job_of
 from fedcore.bench.under_flower import QUIET
+from fedcore.cores import cores
 from fedcore.errors import MissingExtra, RunFailed, SpecError
 
 PROJECT = """[project]
@@ -75,7 +76,7 @@ def lines(runs: Mapping[str, list[Figures]], memory: Mapping[str, Figures]) -> I
     ratios = {key: median(a[key] / b[key] for a, b in pairs) for key in ("warm_round_s", "shell_to_end_s")}
     ratios |= {key: memory["flower"][key] / memory["fedcore"][key] for key in memory["flower"]}
     yield {f"{key}_ratio": round(ratio, 2) for key, ratio in ratios.items()} | {
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": cores(),
         "measured": time.strftime("%Y-%m-%d"),
     }
 
@@ -116,7 +117,7 @@ def run(engine: str, name: str, rounds: int, folder: Path, workers: int, watched
         "first_round_s": each[0],
         "shell_to_end_s": seconds,
         "own_ms": 1000 * own,
-        "overhead_ms": 1000 * (warm * len(os.sched_getaffinity(0)) / clients - own),
+        "overhead_ms": 1000 * (warm * cores() / clients - own),
         "accuracy": line["accuracy"],
         **memory,
     }

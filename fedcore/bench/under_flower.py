@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from fedcore.cores import cores
+
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -41,7 +43,7 @@ def main(folder: Path, nodes: int, overrides: list[str]) -> None:
         server_app_attr=components["serverapp"],
         server_app_context=Context(1, 1, UserConfig(), RecordDict(), config),
         backend_config={
-            "init_args": {"num_cpus": len(os.sched_getaffinity(0)), "num_gpus": 0},
+            "init_args": {"num_cpus": cores(), "num_gpus": 0},
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         },
         app_dir=str(folder),
