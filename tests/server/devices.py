@@ -67,7 +67,12 @@ class Masking:
     clients: dict[Ref, Client] = field(default_factory=dict)
     masked: dict[Ref, bytes] = field(default_factory=dict)
     updates: dict[Ref, tuple[Plan, Update]] = field(default_factory=dict)
-    heard: list[Step] = field(default_factory=list)
+    steps: list[tuple[Ref, Step]] = field(default_factory=list)  # that it came to, each with its work
+
+    @property
+    def heard(self) -> list[Step]:
+        """The steps that it came to, of any work."""
+        return [step for _, step in self.steps]
 
     async def work(self, agent: Agent, work: Assignment) -> None:
         """Take part in every run; train, and advertise; the same again for the same work."""
@@ -86,7 +91,7 @@ class Masking:
             await agent.say(work.ref, self.clients[work.ref].advertise())
 
     def stops(self, ref: Ref, step: Step) -> bool:
-        self.heard.append(step)
+        self.steps.append((ref, step))
         return self.stop == (ref.round, step) and ref.kind == self.kind
 
     async def heed(self, agent: Agent, said: Secure) -> None:
