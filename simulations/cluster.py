@@ -22,7 +22,7 @@ from fedcore.simulations.answers import Answers, ClientStates, Summed
 from fedcore.simulations.handout import Handout
 from fedcore.simulations.population import Population
 from fedcore.simulations.processes import workers_for
-from fedcore.simulations.worker import Given, Worker
+from fedcore.simulations.worker import Board, Given, Worker
 
 try:
     import ray
@@ -49,16 +49,15 @@ class OnRay:
 
     def digest(self) -> str:
         """Build the model and the population; return the digest of the model's layout."""
-        self.worker = Worker(*self.given)
+        self.worker = Worker.built(*self.given)
         return self.worker.trainer.layout.digest
 
-    def work(self, round: int, board: tuple[Plan, Parameters], clients: Sequence[Given]) -> Answers | Summed:
+    def work(self, round: int, board: Board, clients: Sequence[Given]) -> Answers | Summed:
         """Answer for some clients of a round."""
-        plan, parameters = board
         if round != self.present:
             self.present = round
-            self.worker.trainer.receive(parameters)
-        return self.worker.work(plan, clients)
+            self.worker.receive(board)
+        return self.worker.work(clients)
 
 
 class Cluster(Handout[Actor]):
@@ -115,7 +114,7 @@ class Cluster(Handout[Actor]):
     def begin(self, plan: Plan, parameters: Parameters) -> None:
         """Put a round where all machines can read it."""
         self.round += 1
-        self.board = ray.put((plan, parameters))
+        self.board = ray.put((plan, parameters, self.chunk > 1))
 
     def give(self, member: Actor, clients: Sequence[Given]) -> None:
         """Give an actor clients of the round."""

@@ -12,20 +12,24 @@ from fedcore.client.trainer import TorchTrainer
 from fedcore.client.training import Trainer
 from fedcore.cores import cores
 from fedcore.errors import SpecError
-from fedcore.messages import Plan, Ref
+from fedcore.messages import Ref
 from fedcore.simulations.answers import ClientStates, Engine
 from fedcore.simulations.handout import Handout
 from fedcore.simulations.population import Population
-from fedcore.simulations.processes import Processes, workers_for
+from fedcore.simulations.processes import Processes, forkable, workers_for
 from fedcore.simulations.sequential import Sequential
 from fedcore.simulations.vectorized import Stack, Vectorized, obstacle
 from fedcore.spec import RunSpec
+from fedcore.strategies.rounds import train_plan
 
 CHUNKS = (8, 32, 128, 512)  # clients; far apart, since the speed is flat around the best
 MOMENT = 0.3  # seconds that one measurement may take before no larger chunk is tried
 MEMORY = 1 << 30  # bytes for a chunk's parameters, gradients and optimiser state
 BATCHES = 2  # of each client, to begin with
-PAYS = 8.0  # seconds that workers must promise to save before any is started; to import torch takes 2 to 4
+PAYS = (
+    0.5  # seconds that workers must promise to save before any is started, since to measure them takes some
+)
+PAYS_SPAWNED = 8.0  # the same of workers that are no forks: to import torch takes 2 to 4
 HEAVY = 0.005  # seconds of a client's training below which handing it out costs more
 
 
@@ -183,8 +187,9 @@ def in_processes(
 ) -> Choice | None:
     """Return workers, started and measured; None where they would not pay.
 
-    They have to save more in the whole run than it takes to start them. Raises SpecError where they cannot
-    import or build the task.
+    They train one client after another, or a chunk at a time, whichever is faster, and have to save more in
+    the whole run than it takes to start and measure them. Raises SpecError where they cannot import or build
+    the task.
     """
     spec, client, workers = population.spec, population.spec.client, workers_for(population.spec)
     size, rounds = spec.cohort.size, spec.run.rounds
@@ -193,34 +198,67 @@ def in_processes(
         for parts in (heads.values(), [population.examples(name)[0] for name in heads])
     )
     whole = measured.sequential * (1.0 if trainer.private else wholes / max(seen, 1))  # seconds of a client
-    turns = ceil(size / workers)  # of the busiest worker in a round
-    alone, at_best = whole * size * rounds, whole * turns * rounds
+    alone = whole * size * rounds
     fastest = alone / max(measured.gain, 1.0)
-    if client.device != "cpu" or workers < 2 or whole < HEAVY or fastest - at_best < PAYS:
+    chunk = spec.simulation.chunk or min(measured.chunk, ceil(size / workers))
+    promised = {}  # seconds of the run at best, by how many clients are trained at once
+    if whole >= HEAVY:
+        promised[1] = alone * _turns(size, 1, workers) / size
+    if chunk > 1 and measured.gain > 1:
+        promised[chunk] = fastest * chunk * _turns(size, chunk, workers) / size
+    price = PAYS if forkable(spec) else PAYS_SPAWNED
+    promised = {chunk: seconds for chunk, seconds in promised.items() if fastest - seconds >= price}
+    if client.device != "cpu" or workers < 2 or not promised:
         return None
     engine = ready(Processes, population, trainer, states)
-    batches = max(BATCHES, int(BATCHES * MOMENT / 2 / measured.sequential))
-    each = shortened(population, trainer, list(heads)[:workers], batches)
-    gain = gain_of(engine, trainer, each) * size / (turns * workers)
-    if alone / gain < fastest:
-        return Choice(engine, f"{workers} workers, {gain:.1f}x sequential")
+    gains = {}
+    for engine.chunk in promised:
+        even = size / (workers * engine.chunk * _turns(size, engine.chunk, workers))
+        gains[engine.chunk] = gain_of(engine, trainer, heads, measured) * min(1.0, even)
+    engine.chunk = max(gains, key=lambda chunk: gains[chunk])
+    if (gain := gains[engine.chunk]) > max(measured.gain, 1.0):
+        chunks = f", chunk {engine.chunk}" if engine.chunk > 1 else ""
+        return Choice(engine, f"{workers} workers{chunks}, {gain:.1f}x sequential")
     engine.close()
     return None
 
 
-def gain_of(engine: Handout[Any], trainer: TorchTrainer, heads: Mapping[str, Examples]) -> float:
-    """Return how many times as fast workers train some clients, one each, as one after another would be."""
+def _turns(size: int, chunk: int, workers: int) -> int:
+    """Return how many chunks of a cohort the busiest worker has in a round."""
+    return ceil(ceil(size / chunk) / workers)
+
+
+def gain_of(
+    engine: Handout[Any], trainer: TorchTrainer, heads: Mapping[str, Examples], measured: Measured
+) -> float:
+    """Return how many times as fast workers train some clients as one after another would be.
+
+    Each worker has a chunk of clients on the first batches that were measured; or one client alone, on as
+    many as take a moment.
+    """
+    if engine.chunk > 1:
+        some = dict(list(heads.items())[: engine.chunk * engine.workers])
+        return len(some) * measured.sequential / _seconds(engine, trainer, some)
+    batches = max(BATCHES, int(BATCHES * MOMENT / 2 / measured.sequential))
+    each = shortened(engine.population, trainer, list(heads)[: engine.workers], batches)
+    ref, longest = Ref(engine.population.spec.run.name, 1, 0, "train"), max(each, key=lambda n: len(each[n]))
+    share = sum(len(part) for part in each.values()) / max(len(each[longest]), 1)
+    seconds = _seconds(engine, trainer, each)
+    return share * timed(lambda: trainer.train(ref, longest, each[longest], {})) / seconds
+
+
+def _seconds(engine: Handout[Any], trainer: TorchTrainer, parts: Mapping[str, Examples]) -> float:
+    """Return how long workers take for some clients with these examples."""
     population, ref = engine.population, Ref(engine.population.spec.run.name, 1, 0, "train")
-    longest = max(heads, key=lambda name: len(heads[name]))
-    share = sum(len(head) for head in heads.values()) / max(len(heads[longest]), 1)
-    plan, parameters = Plan(ref, tuple(heads), 0, 0, 1.0, {}, {}, sees=True), trainer.parameters()
-    population.poison = lambda name, _: heads[name]
+    size = len(population.names)
+    plan = train_plan(trainer.strategy, population.spec, trainer.layout, ref, tuple(parts), size)
+    if any(len(part) < population.size(name) for name, part in parts.items()):  # to send them takes its time
+        population.poison = lambda name, _: parts[name]
     try:
-        list(engine.answer(plan, parameters))  # the first time is not like the others
-        seconds = timed(lambda: list(engine.answer(plan, parameters)))
+        list(engine.answer(plan, trainer.parameters()))  # the first time is not like the others
+        return timed(lambda: list(engine.answer(plan, trainer.parameters())))
     finally:
         population.poison = None
-    return share * timed(lambda: trainer.train(ref, longest, heads[longest], {})) / seconds
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -1,21 +1,31 @@
 """The engines in worker processes of this machine, which share memory with this one.
 
+A fork has what this process has built, after milliseconds; where torch would not survive one, workers are new
+processes that import and build it all again.
+
 engine = Processes(...)     starts the workers, each with the model and the population
 engine.ready()              waits until all can work
 engine.answer(plan, x)      hands out clients: one after another, or where the spec has a chunk, that many
 engine.close()              ends them; so does the end of the engine, or of its process
 """
 
+import gc
+import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from math import ceil
 from multiprocessing import Pipe
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
+from typing import NoReturn, Protocol
+
+import torch
 
 from fedcore.client.training import Trainer
 from fedcore.cores import cores
@@ -26,7 +36,7 @@ from fedcore.simulations.answers import Answers, ClientStates, Summed
 from fedcore.simulations.handout import Handout
 from fedcore.simulations.mapped import Mapped
 from fedcore.simulations.population import Population
-from fedcore.simulations.worker import Given
+from fedcore.simulations.worker import Given, Worker, serve
 from fedcore.spec import RunSpec
 
 
@@ -38,24 +48,74 @@ def workers_for(spec: RunSpec) -> int:
     return ceil(size / ceil(size / most))
 
 
+def forkable(spec: RunSpec) -> bool:
+    """Return whether workers may be forks: CUDA survives none, and OpenMP only with one thread."""
+    one = spec.client.threads == 1 and spec.client.device == "cpu"
+    cuda = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    return sys.platform == "linux" and one and not cuda
+
+
+class Process(Protocol):
+    """What a worker runs in."""
+
+    pid: int
+    returncode: int | None
+
+    def kill(self) -> None:
+        """Kill it, if it still runs."""
+
+    def wait(self) -> int:
+        """Return its exit code, or the negative number of the signal that killed it."""
+
+
+class Forked:
+    """A fork of this process, in the terms of `subprocess.Popen`."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        """Start it at its work, without this process's terminal, signal handlers and clean-up."""
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            _alone(work)
+
+    def kill(self) -> None:
+        """Kill it, if it still runs."""
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Return its exit code, or the negative number of the signal that killed it."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+
+def _alone(work: Callable[[], None]) -> NoReturn:
+    """Do a fork's work, and end it, whatever happens."""
+    try:
+        gc.freeze()  # what is garbage is not ours to finalise, and a collection would copy what is shared
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(2, 1)  # what the task prints is no result
+        sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # a thread may hold the lock
+        for name in ("root", "fedcore"):
+            logging.getLogger(name).handlers.clear()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        work()
+    finally:
+        os._exit(1)
+
+
 class Child:
     """A worker process, the pipe to it, and memory that both write in turn."""
 
-    def __init__(self, setup: Mapped, sizes: list[int], board: Mapped) -> None:
-        """Start it. It shares no terminal with this process: Ctrl-C is for us to deal with."""
+    def __init__(self, start: Callable[["Child", Connection], Process]) -> None:
+        """Start it, with the far end of the pipe."""
         self.pipe, far = Pipe()
         self.shelf = Mapped.new()
-        given = (far.fileno(), setup.fd, board.fd, self.shelf.fd)
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fedcore.simulations.worker", *map(str, given)],
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # what the task prints is no result
-            pass_fds=given,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        self.process = start(self, far)
         far.close()
-        self.pipe.send(sizes)
         self.ready = False
 
     def tell(self, round: int, sizes: list[int], clients: Sequence[Given]) -> None:
@@ -79,15 +139,16 @@ class Processes(Handout[Child]):
     def __init__(self, population: Population, trainer: Trainer, states: ClientStates) -> None:
         """Start the workers that the population's spec asks for.
 
-        trainer: the simulation's, of which every worker builds its own. Raises SpecError where the task
-        cannot be handed to another process.
+        trainer: the simulation's, of which every worker has its own. Raises SpecError where the task cannot
+        be handed to another process.
         """
         super().__init__(population, trainer, states)
+        self.trainer, self.forks = trainer, self.alike and forkable(population.spec)
         self.setup, self.board = Mapped.new(), Mapped.new()
         self.members: list[Child] = []
         self.stop = weakref.finalize(self, _stop, self.members, (self.setup, self.board))
         try:
-            self.sizes = self.setup.put(self.given)
+            self.sizes = [] if self.forks else self.setup.put(self.given)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             self.close()
             raise self.unfit(str(error)) from error
@@ -101,7 +162,32 @@ class Processes(Handout[Child]):
     def fill(self) -> None:
         """Start a worker for each that is missing."""
         while len(self.members) < self.workers:
-            self.members.append(Child(self.setup, self.sizes, self.board))
+            self.members.append(Child(self._forked if self.forks else self._spawned))
+
+    def _forked(self, child: Child, far: Connection) -> Process:
+        """Start a worker with what is here."""
+
+        def work() -> None:
+            for each in (*self.members, child):
+                each.pipe.close()  # which would keep it from hearing that this process is gone
+            self.population.poison = None
+            serve(far, self.board, child.shelf, partial(Worker, self.population, self.trainer, self.sums))
+
+        return Forked(work)
+
+    def _spawned(self, child: Child, far: Connection) -> Process:
+        """Start a worker that builds what is in the setup."""
+        given = (far.fileno(), self.setup.fd, self.board.fd, child.shelf.fd)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "fedcore.simulations.worker", *map(str, given)],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # what the task prints is no result
+            pass_fds=given,
+            start_new_session=True,  # which has no terminal: Ctrl-C is for us to deal with
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        child.pipe.send(self.sizes)
+        return process
 
     def drop(self, member: Child) -> None:
         """Kill a worker."""
@@ -111,7 +197,7 @@ class Processes(Handout[Child]):
     def begin(self, plan: Plan, parameters: Parameters) -> None:
         """Write a round on the board."""
         self.round += 1
-        self.shown = self.board.put((plan, parameters))
+        self.shown = self.board.put((plan, parameters, self.chunk > 1))
 
     def give(self, member: Child, clients: Sequence[Given]) -> None:
         """Give a worker clients of the round."""

@@ -1,7 +1,8 @@
-"""A worker process: `python -m fedcore.simulations.worker PIPE SETUP BOARD SHELF`, which are open files.
+"""A worker process: a fork, or `python -m fedcore.simulations.worker PIPE SETUP BOARD SHELF`, all open files.
 
     SETUP   task, spec, strategy, whether to sum    once         -> ("ready", digest of the layout)
-    BOARD   what to do, and from which parameters   each round
+    BOARD   what to do, from which parameters, and  each round
+            whether packets are chunks
     SHELF   clients, with what they have kept       each packet  -> ("done", sizes of the answers there)
 
 What goes wrong is ("failed", text), with the traceback on standard error if it was a client's work. When the
@@ -11,7 +12,7 @@ pipe closes, the run is gone, and the process ends at once, even amid training.
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
@@ -21,7 +22,8 @@ import torch
 
 from fedcore.client.examples import Examples
 from fedcore.client.trainer import TorchTrainer
-from fedcore.client.training import Kept, trainer_for
+from fedcore.client.training import Kept, Trainer, trainer_for
+from fedcore.layout import Parameters
 from fedcore.messages import Plan
 from fedcore.simulations.answers import Answers, ClientStates, Summed
 from fedcore.simulations.mapped import Mapped
@@ -33,27 +35,39 @@ from fedcore.strategies import Strategy
 from fedcore.task import Task
 
 Given = tuple[str, Kept, Examples | None]  # a client, what it has kept, and examples in place of its own
+Board = tuple[Plan, Parameters, bool]  # the last: whether the clients of a packet are trained at once
 
 
 class Worker:
     """The population, and one resident model for whichever of its clients come."""
 
-    def __init__(self, task: Task, spec: RunSpec, strategy: Strategy | None, sums: bool) -> None:
-        """Build what the simulation has built, with as many torch threads as the spec says.
+    def __init__(self, population: Population, trainer: Trainer, sums: bool) -> None:
+        """Take what the simulation has built, with as many torch threads as the spec says.
 
         sums: whether the clients of a packet may be summed here.
         """
-        torch.set_num_threads(spec.client.threads)
-        self.population, self.sums = Population(task, spec, spec.client.device), sums
-        self.trainer = trainer_for(task, spec, strategy)
+        torch.set_num_threads(population.spec.client.threads)
+        self.population, self.trainer, self.sums = population, trainer, sums
         self.stacked: Vectorized | None = None
-        if spec.simulation.chunk > 1 and isinstance(self.trainer, TorchTrainer):
-            chunk, threads = spec.simulation.chunk, spec.client.threads
-            self.stacked = Vectorized(self.population, self.trainer, ClientStates(), chunk, threads)
 
-    def work(self, plan: Plan, clients: Sequence[Given]) -> Answers | Summed:
-        """Train or evaluate clients from the received parameters, as an engine by itself would."""
-        answers = self._answers(plan, clients)
+    @classmethod
+    def built(cls, task: Task, spec: RunSpec, strategy: Strategy | None, sums: bool) -> "Worker":
+        """Build it all anew, elsewhere."""
+        return cls(Population(task, spec, spec.client.device), trainer_for(task, spec, strategy), sums)
+
+    def receive(self, board: Board) -> None:
+        """Take over what a round is about."""
+        self.plan, parameters, at_once = board
+        self.trainer.receive(parameters)
+        if not at_once:
+            self.stacked = None
+        elif self.stacked is None and isinstance(self.trainer, TorchTrainer):
+            threads = self.population.spec.client.threads
+            self.stacked = Vectorized(self.population, self.trainer, ClientStates(), 1, threads)
+
+    def work(self, clients: Sequence[Given]) -> Answers | Summed:
+        """Train or evaluate clients of the round, as an engine by itself would."""
+        plan, answers = self.plan, self._answers(self.plan, clients)
         # The words of one client are more bytes than its numbers.
         return Summed.of(plan, answers) if self.sums and len(clients) > 1 and not plan.sees else answers
 
@@ -70,7 +84,7 @@ class Worker:
         return self.stacked.train(plan.ref, tuple(parts), stack)
 
 
-def serve(pipe: Connection, setup: Mapped, board: Mapped, shelf: Mapped) -> None:
+def serve(pipe: Connection, board: Mapped, shelf: Mapped, build: Callable[[], Worker]) -> None:
     """Answer until the simulation is gone."""
     messages: SimpleQueue[Any] = SimpleQueue()
 
@@ -83,7 +97,7 @@ def serve(pipe: Connection, setup: Mapped, board: Mapped, shelf: Mapped) -> None
 
     Thread(target=listen, daemon=True).start()
     try:
-        worker = Worker(*setup.take(messages.get()))
+        worker = build()
     except Exception as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
         return
@@ -93,9 +107,9 @@ def serve(pipe: Connection, setup: Mapped, board: Mapped, shelf: Mapped) -> None
         while True:
             round, sizes, clients = messages.get()
             if round != present:
-                present, (plan, parameters) = round, board.take(sizes)
-                worker.trainer.receive(parameters)
-            pipe.send(("done", shelf.put(worker.work(plan, shelf.take(clients)))))
+                present = round
+                worker.receive(board.take(sizes))
+            pipe.send(("done", shelf.put(worker.work(shelf.take(clients)))))
     except Exception as error:
         traceback.print_exc()
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
@@ -103,4 +117,9 @@ def serve(pipe: Connection, setup: Mapped, board: Mapped, shelf: Mapped) -> None
 
 if __name__ == "__main__":
     places = [int(argument) for argument in sys.argv[1:]]
-    serve(Connection(places[0]), *map(Mapped, places[1:]))
+    pipe, (setup, board, shelf) = Connection(places[0]), map(Mapped, places[1:])
+    try:
+        sizes = pipe.recv()
+    except EOFError:
+        sys.exit()  # the simulation is gone
+    serve(pipe, board, shelf, lambda: Worker.built(*setup.take(sizes)))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 import fedcore
 from fedcore.client.trainer import TorchTrainer
 from fedcore.errors import SpecError
-from fedcore.simulations import engine
+from fedcore.simulations import engine, processes
 from fedcore.simulations.answers import ClientStates
 from fedcore.simulations.engine import Choice, Measured, choose, in_processes, shortened
 from fedcore.simulations.population import Population
@@ -63,6 +64,14 @@ class Started(Exception):
     """In place of worker processes."""
 
 
+@pytest.fixture
+def spawning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers be new processes, as where torch survives no fork."""
+    for module in (engine, processes):
+        monkeypatch.setattr(module, "forkable", lambda spec: False)
+
+
+@pytest.mark.usefixtures("spawning")
 @pytest.mark.parametrize(
     ("measured", "options", "starts"),
     [
@@ -71,8 +80,9 @@ class Started(Exception):
         (Measured(0.01), (), False),  # 5.4 s
         (Measured(0.02), ("run.rounds=30",), False),
         (Measured(0.01), ("client.epochs=3",), False),  # in what was measured, too
-        (Measured(0.01, 0.005, 8), ("run.rounds=1000",), False),  # the vectorised engine is as fast
         (Measured(0.01, 0.0075, 8), ("run.rounds=1000",), True),
+        (Measured(0.001, 0.0005, 8), ("run.rounds=2000",), True),  # chunks of 4: 43.5 / 2 / 2 s to be saved
+        (Measured(0.001, 0.0005, 8), ("run.rounds=1000",), False),
         (Measured(0.001), ("run.rounds=100000",), False),  # handing out clients would cost more
         (Measured(1.0), ("simulation.workers=1",), False),
     ],
@@ -95,11 +105,26 @@ def test_workers_are_started_where_they_promise_to_save_more_than_that_takes(
         assert tried(ragged, measured, *options) is None
 
 
-@pytest.mark.slow
+def test_forks_cost_next_to_nothing(ragged: fedcore.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.002 * 43.5 / 16 * 8 * 50 / 2 is 1.1 s to be saved; a new process would need 8."""
+    starts: list[str] = []
+
+    def start(*parts: Any) -> Processes:
+        starts.append("once")
+        raise Started
+
+    monkeypatch.setattr(engine, "ready", start)
+    monkeypatch.setattr(engine, "HEAVY", 0.0)
+    for seconds, threads in ((0.002, 1), (0.0009, 1), (0.002, 2)):
+        with suppress(Started):
+            tried(ragged, Measured(seconds), f"client.threads={threads}")
+    assert len(starts) == 1
+
+
 def test_workers_that_are_measured_to_be_faster_are_chosen_and_written_down(
     ragged: fedcore.Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gains = iter((1.7, 0.9))
+    gains = iter((1.7, 0.9, 3.5, 3.0, 1.5))
     monkeypatch.setattr(engine, "gain_of", lambda *_: next(gains))
     choice = tried(ragged, Measured(1.0))
     assert choice and isinstance(choice.engine, Processes)
@@ -107,16 +132,24 @@ def test_workers_that_are_measured_to_be_faster_are_chosen_and_written_down(
     assert choice.chosen == {"engine": "processes", "chunk": 1, "workers": 2}
     choice.engine.close()
     assert tried(ragged, Measured(1.0)) is None, "slower than one after another"
+    choice = tried(ragged, Measured(1.0, 0.5, 8))
+    assert choice and isinstance(choice.engine, Processes)
+    assert choice.reason == "2 workers, chunk 4, 3.5x sequential"
+    assert choice.chosen == {"engine": "processes", "chunk": 4, "workers": 2}
+    choice.engine.close()
+    choice = tried(ragged, Measured(1.0, 0.9, 8))
+    assert choice and isinstance(choice.engine, Processes) and choice.reason == "2 workers, 3.0x sequential"
+    choice.engine.close()
 
 
-@pytest.mark.slow
-def test_the_gain_is_measured_on_the_workers_and_leaves_no_trace(ragged: fedcore.Task) -> None:
-    parts = of(ragged, "simulation.engine=processes")
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_the_gain_is_measured_on_the_workers_and_leaves_no_trace(ragged: fedcore.Task, chunk: int) -> None:
+    parts = of(ragged, "simulation.engine=processes", f"simulation.chunk={chunk}")
     choice = choose(*parts, parts[0].names)
     assert choice.reason == "2 workers, as asked" and isinstance(choice.engine, Processes)
-    heads = shortened(*parts[:2], parts[0].names[:2], 2)
-    assert [len(head) for head in heads.values()] == [16, 16]
-    assert 0 < engine.gain_of(choice.engine, parts[1], heads) < 4
+    heads = shortened(*parts[:2], parts[0].names, 2)
+    assert [len(head) for head in heads.values()] == [16] * 8
+    assert 0 < engine.gain_of(choice.engine, parts[1], heads, Measured(0.001)) < 50
     assert parts[0].poison is None
     choice.engine.close()
 
@@ -132,9 +165,10 @@ class Local(fedcore.Task):
         return fedcore.Split((x, np.arange(12) % 2), None)
 
 
+@pytest.mark.usefixtures("spawning")
 def test_auto_says_in_one_line_why_a_task_has_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "HEAVY", 0.0)
-    monkeypatch.setattr(engine, "PAYS", -1e9)
+    monkeypatch.setattr(engine, "PAYS_SPAWNED", -1e9)
     parts = of(Local())
     choice = choose(*parts, parts[0].names)
     assert choice.engine.name in ("sequential", "vectorized")

@@ -16,7 +16,7 @@ import fedcore
 from fedcore.errors import RunFailed, SpecError
 from fedcore.simulations.answers import Answers
 from fedcore.simulations.mapped import Mapped
-from fedcore.simulations.processes import Processes, workers_for
+from fedcore.simulations.processes import Processes, forkable, workers_for
 from fedcore.simulations.run import Simulation
 from fedcore.strategies.rounds import train_plan
 from fedcore.task import resolve
@@ -80,6 +80,30 @@ def test_every_run_has_the_bits_of_the_sequential_engine(
     np.testing.assert_equal(got, expected)
     assert ours == rows
     assert "accuracy" in rows[-1], "or evaluations would go untested"
+
+
+@pytest.fixture
+def spawning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers be new processes, as where torch survives no fork."""
+    monkeypatch.setattr("fedcore.simulations.processes.forkable", lambda spec: False)
+
+
+@pytest.mark.usefixtures("spawning")
+@pytest.mark.parametrize("options", [("strategy=scaffold",), ("simulation.chunk=4",)])
+def test_new_processes_have_the_bits_of_forks(
+    tasks: str, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = resolve(f"{tasks}:Ragged")
+    got = played(task, "simulation.engine=processes", *options)
+    monkeypatch.setattr("fedcore.simulations.processes.forkable", lambda spec: True)
+    np.testing.assert_equal(got, played(task, "simulation.engine=processes", *options))
+
+
+@pytest.mark.parametrize(
+    ("options", "possible"), [((), True), (("client.threads=2",), False), (("client.device=cuda",), False)]
+)
+def test_a_fork_is_for_one_thread_without_cuda(options: tuple[str, ...], possible: bool) -> None:
+    assert forkable(spec(*options)) is (possible and sys.platform == "linux")
 
 
 def engine_of(reference: str, *overrides: str) -> tuple[Simulation, Processes]:
@@ -147,9 +171,30 @@ class Local(fedcore.Task):
     """Importable by nobody: pytest gives this file a name of its own."""
 
     def model(self) -> nn.Module:
-        return nn.Linear(1, 1)
+        return nn.Linear(2, 2)
+
+    def data(self, client: fedcore.Client) -> fedcore.Split[Any]:
+        x = client.rng.normal(size=(12, 2)).astype(np.float32)
+        return fedcore.Split((x, np.arange(12) % 2), (x, np.arange(12) % 2))
 
 
+def test_a_fork_runs_a_task_that_is_known_here_alone_and_prints_no_result(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Inner(Local):
+        def loss(self, output: Any, target: Any) -> Any:
+            sys.stdout.write(f"at work in {os.getpid()}\n")
+            return super().loss(output, target)
+
+    expected, _ = played(Inner(), "simulation.engine=sequential")
+    assert {line.split()[-1] for line in capfd.readouterr().out.splitlines()} == {str(os.getpid())}
+    got, _ = played(Inner(), "simulation.engine=processes", "simulation.workers=2")
+    np.testing.assert_equal(got, expected)
+    said = capfd.readouterr()
+    assert said.out == "" and len(set(said.err.splitlines()) - {f"at work in {os.getpid()}"}) == 2
+
+
+@pytest.mark.usefixtures("spawning")
 def test_a_task_that_cannot_be_imported_says_what_to_do() -> None:
     class Inner(Local):
         pass
@@ -163,6 +208,7 @@ def test_a_task_that_cannot_be_imported_says_what_to_do() -> None:
 SCRIPT = """
 import signal
 import sys
+from fedcore.simulations import processes
 from fedcore.simulations.run import Simulation
 from fedcore.spec import RunSpec
 from fedcore.task import resolve
@@ -170,19 +216,21 @@ from fedcore.task import resolve
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     spec = RunSpec().with_("simulation.engine=processes", "simulation.workers=2", "simulation.clients=10")
+    processes.forkable = lambda spec: sys.argv[2] == "True"
     run = Simulation(resolve(sys.argv[1]), spec)
     print("ready", flush=True)
     list(run.rounds(lambda _: None))
 """
 
 
+@pytest.mark.parametrize("forks", [True, False])
 @pytest.mark.parametrize("killed", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_is_left_when_the_simulation_ends(
-    tasks: str, tmp_path: Path, killed: signal.Signals
+    tasks: str, tmp_path: Path, killed: signal.Signals, forks: bool
 ) -> None:
     """Workers write to the same pipe, which is at its end only when none is left, at work as they are."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), f"{tasks}:Endless"]
+    command = [sys.executable, str(tmp_path / "script.py"), f"{tasks}:Endless", str(forks)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, bufsize=1) as process:
         assert process.stdout and process.stderr
