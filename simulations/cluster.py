@@ -114,7 +114,7 @@ class Cluster(Handout[Actor]):
     def begin(self, plan: Plan, parameters: Parameters) -> None:
         """Put a round where all machines can read it."""
         self.round += 1
-        self.board = ray.put((plan, parameters, self.chunk > 1))
+        self.board = ray.put((plan, parameters, self.chunk))
 
     def give(self, member: Actor, clients: Sequence[Given]) -> None:
         """Give an actor clients of the round."""

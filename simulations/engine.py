@@ -26,9 +26,7 @@ CHUNKS = (8, 32, 128, 512)  # clients; far apart, since the speed is flat around
 MOMENT = 0.3  # seconds that one measurement may take before no larger chunk is tried
 MEMORY = 1 << 30  # bytes for a chunk's parameters, gradients and optimiser state
 BATCHES = 2  # of each client, to begin with
-PAYS = (
-    0.5  # seconds that workers must promise to save before any is started, since to measure them takes some
-)
+PAYS = 0.5  # seconds that workers must promise to save before any is started: to measure them takes some
 PAYS_SPAWNED = 8.0  # the same of workers that are no forks: to import torch takes 2 to 4
 HEAVY = 0.005  # seconds of a client's training below which handing it out costs more
 

@@ -16,6 +16,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -103,8 +104,9 @@ def _alone(work: Callable[[], None]) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         work()
-    finally:
-        os._exit(1)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
 
 
 class Child:
@@ -197,7 +199,7 @@ class Processes(Handout[Child]):
     def begin(self, plan: Plan, parameters: Parameters) -> None:
         """Write a round on the board."""
         self.round += 1
-        self.shown = self.board.put((plan, parameters, self.chunk > 1))
+        self.shown = self.board.put((plan, parameters, self.chunk))
 
     def give(self, member: Child, clients: Sequence[Given]) -> None:
         """Give a worker clients of the round."""

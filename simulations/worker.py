@@ -2,7 +2,7 @@
 
     SETUP   task, spec, strategy, whether to sum    once         -> ("ready", digest of the layout)
     BOARD   what to do, from which parameters, and  each round
-            whether packets are chunks
+            how many clients are trained at once
     SHELF   clients, with what they have kept       each packet  -> ("done", sizes of the answers there)
 
 What goes wrong is ("failed", text), with the traceback on standard error if it was a client's work. When the
@@ -35,7 +35,7 @@ from fedcore.strategies import Strategy
 from fedcore.task import Task
 
 Given = tuple[str, Kept, Examples | None]  # a client, what it has kept, and examples in place of its own
-Board = tuple[Plan, Parameters, bool]  # the last: whether the clients of a packet are trained at once
+Board = tuple[Plan, Parameters, int]  # the last: how many clients are trained at once
 
 
 class Worker:
@@ -57,13 +57,13 @@ class Worker:
 
     def receive(self, board: Board) -> None:
         """Take over what a round is about."""
-        self.plan, parameters, at_once = board
+        self.plan, parameters, chunk = board
         self.trainer.receive(parameters)
-        if not at_once:
+        if chunk == 1:
             self.stacked = None
         elif self.stacked is None and isinstance(self.trainer, TorchTrainer):
             threads = self.population.spec.client.threads
-            self.stacked = Vectorized(self.population, self.trainer, ClientStates(), 1, threads)
+            self.stacked = Vectorized(self.population, self.trainer, ClientStates(), chunk, threads)
 
     def work(self, clients: Sequence[Given]) -> Answers | Summed:
         """Train or evaluate clients of the round, as an engine by itself would."""
