@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -67,7 +68,7 @@ def examples_from(data: Any, device: str | None = "cpu") -> Examples:
     as no examples. Raises DataError for anything else, or where lengths differ.
     """
     if data is None:
-        data = (np.empty(0, np.float32), np.empty(0, np.float32))
+        return _nothing(device)
     if isinstance(data, ArrayDataset):
         data = (data.x, data.y)
     if isinstance(data, tuple) and len(data) == 2:
@@ -83,6 +84,12 @@ def examples_from(data: Any, device: str | None = "cpu") -> Examples:
         f"data of type {type(data).__name__}: expected a fedcore.ArrayDataset, a pair (x, y) of arrays or "
         "tensors, or, for PyTorch, a data set with __len__ and __getitem__"
     )
+
+
+@cache
+def _nothing(device: str | None) -> Examples:
+    """Return no examples; clients without test examples would each make them anew."""
+    return examples_from((np.empty(0, np.float32), np.empty(0, np.float32)), device)
 
 
 def _tensor(part: Any, device: str) -> "Tensor":

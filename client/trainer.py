@@ -30,6 +30,8 @@ from fedcore.task import Task
 if TYPE_CHECKING:
     from fedcore.client.dpsgd import DPSGD
 
+TOGETHER = 128  # examples that are evaluated at once; of 1,024, a CNN for MNIST held 300 MB in activations
+
 
 def device_of(spec: ClientSpec) -> str:
     """Return the torch device that a spec asks for; `auto` is CUDA where there is one."""
@@ -257,8 +259,8 @@ class TorchTrainer:
         )
         self.load(kept)
         sums = dict.fromkeys(("loss", *self.task.metrics), 0.0)
-        for start in range(0, count, 1024):
-            x, y = examples.batch(slice(start, min(start + 1024, count)))
+        for start in range(0, count, TOGETHER):
+            x, y = examples.batch(slice(start, min(start + TOGETHER, count)))
             output = module(x)
             sums["loss"] += clipped(float(self.task.loss(output, y).double()) * len(x), len(x))
             for name, metric in self.task.metrics.items():
