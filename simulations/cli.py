@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,8 +131,8 @@ def run(path: Path, spec: "RunSpec", folder: Path, console: Console) -> "Result"
 
     with shown(console) as progress:
         with simulation_extra():
-            from fedcore.simulations import report  # noqa: F401  missed now, not after an hour of training
             from fedcore.simulations.run import simulate
+        drawable()
         task = resolve(spec.run.task, path.parent)
         make_folder(folder)
         with cut_short(folder):
@@ -143,8 +144,8 @@ def run_on(folder: Path, rounds: int, console: Console) -> "Result":
     from fedcore.simulations.display import shown
 
     with simulation_extra():
-        from fedcore.simulations import report  # noqa: F401  missed now, not after an hour of training
         from fedcore.simulations.resume import left, resume
+    drawable()
     spec, _, done = left(folder, rounds)
     console.print(f"{done} of {spec.run.rounds} rounds were done before", highlight=False)
     with shown(console) as progress, cut_short(folder):
@@ -218,6 +219,15 @@ def simulation_extra() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise MissingExtra(str(error.name), "simulation") from error
+
+
+def drawable() -> None:
+    """Raise MissingExtra where the report could not be drawn: now, and not after an hour of training.
+
+    The import itself, of a third of a second, waits until there is something to draw.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingExtra("matplotlib", "simulation")
 
 
 def kept(folder: Path) -> str:

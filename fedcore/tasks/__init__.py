@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from fedcore.data import ArrayDataset, digits, mnist, shakespeare
+from fedcore.data import ArrayDataset, digits, shakespeare
+from fedcore.data.datasets import images, mnist_pixels
 from fedcore.task import Task
 
 if TYPE_CHECKING:
@@ -48,11 +49,12 @@ class Mnist(Task):
 
     def dataset(self) -> ArrayDataset:
         """Return 60,000 examples."""
-        return mnist().train
+        return images(mnist_pixels().train)
 
     def holdout(self) -> ArrayDataset | None:
         """Return 10,000 examples."""
-        return mnist().test
+        test = mnist_pixels().test
+        return test and images(test)
 
 
 class MnistCNN(Mnist):

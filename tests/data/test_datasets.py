@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -57,9 +58,20 @@ def test_digits_are_the_split_of_the_peers_jobs() -> None:
 
 
 def test_without_scikit_learn_the_error_tells_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtra, match=r"pip install 'fedcore\[simulation\]'"):
         digits()
+
+
+def test_digits_of_a_scikit_learn_that_keeps_its_file_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = digits().train
+    monkeypatch.setattr("fedcore.data.datasets.find_spec", lambda name: None)
+    assert np.array_equal(digits().train.x, read.x) and np.array_equal(digits().train.y, read.y)
+
+
+def test_digits_are_read_without_importing_scikit_learn() -> None:
+    code = "import sys, fedcore.data; fedcore.data.digits(); sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def write_mnist(folder: Path, pixels: tuple[int, ...] = (28, 28), **arrays: Any) -> None:

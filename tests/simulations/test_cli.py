@@ -56,6 +56,13 @@ def test_results_on_stdout_progress_on_stderr(spec: Path) -> None:
     assert {path.name for path in Path("out").iterdir()} == files
 
 
+def test_without_matplotlib_nothing_is_trained(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = simulate(spec, "--out", "out")
+    assert done.exit_code == 2 and "matplotlib is not installed" in done.stderr
+    assert not Path("out").exists()
+
+
 def test_json_is_the_result_and_nothing_else(spec: Path) -> None:
     Path("noisy.py").write_text(
         "from fedcore.tasks import Digits\n"
