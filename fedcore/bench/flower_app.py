@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedcore.bench.jobs import LEARNING_RATE, JobTask, job_of, load
+from fedcore.bench.jobs import LEARNING_RATE, JobTask, job_of
 from fedcore.bench.serial import tensors
 
 client = ClientApp()
@@ -64,7 +64,7 @@ def accuracy(name: str, arrays: ArrayRecord) -> float:
     """Return the fraction of test examples that a model classifies correctly."""
     model, _ = built(name)
     model.load_state_dict(arrays.to_torch_state_dict())
-    test = load(job_of(name).data).test
+    test = JobTask(job_of(name)).holdout()
     assert test is not None
     return float((model(torch.from_numpy(test.x)).argmax(1) == torch.from_numpy(test.y)).float().mean())
 

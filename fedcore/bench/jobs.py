@@ -21,9 +21,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from fedcore.data import ArrayDataset, Split, digits, mnist
+from fedcore.data import ArrayDataset, Split, digits
+from fedcore.data.datasets import images, mnist_pixels
 from fedcore.errors import SpecError, nearest
 from fedcore.seeds import generator
 from fedcore.spec import RunSpec
@@ -59,9 +60,25 @@ LEARNING_RATE = 0.1
 
 @cache
 def load(data: str) -> Split[ArrayDataset]:
-    """Return a job's training and test examples."""
-    sources: dict[str, Callable[[], Split[ArrayDataset]]] = {"digits": digits, "mnist": mnist, "noise": noise}
+    """Return a job's training and test examples, to be taken from."""
+    sources: dict[str, Callable[[], Split[ArrayDataset]]]
+    sources = {"digits": digits, "mnist": mnist_as_bytes, "noise": noise}
     return sources[data]()
+
+
+class Pixels(ArrayDataset):
+    """Images as the bytes that they are, in a quarter of the memory; those that are taken become numbers."""
+
+    def take(self, index: ArrayLike) -> ArrayDataset:
+        """Return the images at `index` as float32 in [0, 1]."""
+        return images(super().take(index))
+
+
+def mnist_as_bytes() -> Split[ArrayDataset]:
+    """Return MNIST as it is stored, since a round needs but a tenth of it as numbers."""
+    stored = mnist_pixels()
+    assert stored.test is not None
+    return Split(Pixels(stored.train.x, stored.train.y), Pixels(stored.test.x, stored.test.y))
 
 
 def noise() -> Split[ArrayDataset]:
@@ -110,7 +127,8 @@ class JobTask(Task):
 
     def holdout(self) -> ArrayDataset | None:
         """Return the test examples."""
-        return load(self.job.data).test
+        test = load(self.job.data).test
+        return test and test.take(np.arange(len(test)))
 
 
 def spec_of(name: str, rounds: int) -> RunSpec:

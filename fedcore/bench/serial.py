@@ -3,11 +3,13 @@
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedcore.bench.jobs import LEARNING_RATE, Job, JobTask, load, partition
+from fedcore.data import ArrayDataset
 
 Examples = tuple[Tensor, Tensor]
 
@@ -29,21 +31,21 @@ def add_weighted(sums: Sequence[Tensor], parameters: Sequence[Tensor], weight: i
 class PlainLoop:
     """FedAvg over given cohorts, written as one would without a framework."""
 
-    def __init__(self, job: Job, clients: Sequence[int], start: Sequence[Tensor], device: str) -> None:
-        """Begin at given parameters, with the clients' examples at hand."""
+    def __init__(self, job: Job, start: Sequence[Tensor], device: str) -> None:
+        """Begin at given parameters."""
         self.job, self.device, self.current = job, device, [tensor.to(device) for tensor in start]
         self.model = JobTask(job).model().to(device)
         self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.SGD(self.parameters, lr=LEARNING_RATE)
-        self.examples = {client: tensors(job, client, device) for client in clients}
 
     def round(self, cohort: Sequence[int]) -> float:
-        """Train a cohort and average; return the seconds that it took."""
+        """Train a cohort and average; return the seconds that it took, with the examples at hand."""
+        examples = {client: tensors(self.job, client, self.device) for client in cohort}
         started = time.perf_counter()
         sums, weight = [torch.zeros_like(c) for c in self.current], 0
         for client in cohort:
             copy_into(self.parameters, self.current)
-            x, y = self.examples[client]
+            x, y = examples[client]
             for xb, yb in zip(torch.split(x, self.job.batch), torch.split(y, self.job.batch), strict=True):
                 self.optimizer.zero_grad()
                 cross_entropy(self.model(xb), yb).backward()  # type: ignore[no-untyped-call]
@@ -61,12 +63,20 @@ class PlainLoop:
         copy_into(self.parameters, self.current)
         test = load(self.job.data).test
         assert test is not None
-        x, y = (torch.split(torch.from_numpy(array).to(self.device), 1000) for array in (test.x, test.y))
-        hits = [int((self.model(xb).argmax(1) == yb).sum()) for xb, yb in zip(x, y, strict=True)]
-        return sum(hits) / len(test)
+        pieces = np.array_split(np.arange(len(test)), 100)  # a model's activations are larger than its input
+        return sum(self.hits(on_device(test.take(piece), self.device)) for piece in pieces) / len(test)
+
+    def hits(self, examples: Examples) -> int:
+        """Return how many examples the model classifies correctly."""
+        x, y = examples
+        return int((self.model(x).argmax(1) == y).sum())
 
 
 def tensors(job: Job, client: int, device: str) -> Examples:
     """Return a client's examples."""
-    part = load(job.data).train.take(partition(job)[client])
+    return on_device(load(job.data).train.take(partition(job)[client]), device)
+
+
+def on_device(part: ArrayDataset, device: str) -> Examples:
+    """Return examples as tensors."""
     return torch.from_numpy(part.x).to(device), torch.from_numpy(part.y).to(device)

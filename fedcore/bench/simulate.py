@@ -33,7 +33,7 @@ def measure(
         initial = simulation.layout.unflatten(simulation.state.parameters.shared, "shared")
         start = [torch.from_numpy(tensor.copy()) for tensor in initial.values()]
         device = simulation.spec.client.device
-        plain = PlainLoop(job, range(job.clients), start, device)
+        plain = PlainLoop(job, start, device)
         ours, theirs, rows = [], [], simulation.rounds(lambda _: None)
         for number in range(1, rounds + 1):
             theirs.append(plain.round(cohort_of(simulation, number)))

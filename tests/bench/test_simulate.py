@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from fedcore.bench.cli import app
-from fedcore.bench.jobs import job_of, load, partition
+from fedcore.bench.jobs import job_of, load, mnist_as_bytes, partition
+from fedcore.data import mnist
 from fedcore.errors import SpecError
 
 
@@ -36,6 +38,21 @@ def test_growing_cohorts_and_their_picture(tmp_path: Path) -> None:
     for line in lines:
         assert sum(line[part] for part in ("arithmetic", "movement", "python")) == pytest.approx(1, abs=0.01)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_mnist_is_kept_as_bytes_and_taken_as_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, labels = np.arange(6 * 784, dtype=np.uint8).reshape(6, 28, 28), np.arange(6, dtype=np.uint8)
+    np.savez(tmp_path / "mnist.npz", x_train=pixels, y_train=labels, x_test=pixels[:2], y_test=labels[:2])
+    monkeypatch.setenv("FEDCORE_DATA", str(tmp_path))
+    kept, whole = mnist_as_bytes(), mnist()
+    assert kept.test is not None and whole.test is not None
+    assert kept.train.x.dtype == np.uint8
+    for part, numbers in (
+        (kept.train.take([4, 1]), whole.train.take([4, 1])),
+        (kept.test.take([0]), whole.test.take([0])),
+    ):
+        assert part.x.dtype == np.float32 and np.array_equal(part.x, numbers.x)
+        assert part.y.dtype == np.int64 and np.array_equal(part.y, numbers.y)
 
 
 def test_jobs() -> None:
