@@ -7,6 +7,8 @@ from functools import partial
 from math import ceil
 from typing import Any
 
+import torch
+
 from fedcore.client.examples import Examples, PairExamples
 from fedcore.client.trainer import TorchTrainer
 from fedcore.client.training import Trainer
@@ -24,7 +26,7 @@ from fedcore.strategies.rounds import train_plan
 
 CHUNKS = (8, 32, 128, 512)  # clients; far apart, since the speed is flat around the best
 MOMENT = 0.3  # seconds that one measurement may take before no larger chunk is tried
-MEMORY = 1 << 30  # bytes for a chunk's parameters, gradients and optimiser state
+MEMORY = 1 << 28  # bytes for a chunk's parameters, gradients and optimiser state in main memory
 BATCHES = 2  # of each client, to begin with
 PAYS = 0.5  # seconds that workers must promise to save before any is started: to measure them takes some
 PAYS_SPAWNED = 8.0  # the same of workers that are no forks: to import torch takes 2 to 4
@@ -155,7 +157,7 @@ def measure(
             trainer.train(ref, client, heads[client], {})
 
     row = trainer.layout.shared_size * trainer.layout.dtype.itemsize
-    best, fits = (float("inf"), 0, 1), max(1, MEMORY // (6 * row))
+    best, fits = (float("inf"), 0, 1), max(1, memory_for(trainer.device) // (6 * row))
     problem = obstacle(trainer)
     try:
         for chunk in () if problem else dict.fromkeys(min(c, len(heads), fits) for c in chunks):
@@ -174,6 +176,18 @@ def measure(
     if sequential * len(few) < MOMENT:  # of quick clients more, which differ
         sequential = timed(one_by_one) / len(few)
     return Measured(sequential, problem=problem) if problem else Measured(sequential, *best)
+
+
+def memory_for(device: str) -> int:
+    """Return how many bytes a chunk's parameters, gradients and optimiser state may take.
+
+    On a GPU a quarter of what is free, since activations take more than they; in main memory little, which
+    other work on a laptop needs, too.
+    """
+    if device == "cpu":
+        return MEMORY
+    free, _ = torch.cuda.mem_get_info(device)
+    return free // 4
 
 
 def in_processes(

@@ -15,7 +15,7 @@ from fedcore.client.trainer import TorchTrainer
 from fedcore.errors import SpecError
 from fedcore.simulations import engine, processes
 from fedcore.simulations.answers import ClientStates
-from fedcore.simulations.engine import Choice, Measured, choose, in_processes, shortened
+from fedcore.simulations.engine import Choice, Measured, choose, in_processes, memory_for, shortened
 from fedcore.simulations.population import Population
 from fedcore.simulations.processes import Processes
 from fedcore.task import Client, resolve
@@ -182,6 +182,13 @@ def test_dp_sgd_is_measured_on_whole_clients(ragged: fedcore.Task) -> None:
     assert [len(head) for head in shortened(population, trainer, population.names, 2).values()] == [
         *range(40, 48)
     ]
+
+
+def test_chunks_on_a_gpu_are_sized_from_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cuda:1": (40 << 30, 80 << 30)}
+    monkeypatch.setattr("torch.cuda.mem_get_info", free.__getitem__)
+    assert memory_for("cuda:1") == 10 << 30
+    assert memory_for("cpu") == engine.MEMORY
 
 
 def test_a_task_with_a_trainer_of_its_own_is_not_vectorised() -> None:
