@@ -27,6 +27,7 @@ from fedcore.strategies.rounds import train_plan
 CHUNKS = (8, 32, 128, 512)  # clients; far apart, since the speed is flat around the best
 MOMENT = 0.3  # seconds that one measurement may take before no larger chunk is tried
 MEMORY = 1 << 28  # bytes for a chunk's parameters, gradients and optimiser state in main memory
+RUNS = 6  # of a quick measurement, since other work on the machine disturbs some
 BATCHES = 2  # of each client, to begin with
 PAYS = 0.5  # seconds that workers must promise to save before any is started: to measure them takes some
 PAYS_SPAWNED = 8.0  # the same of workers that are no forks: to import torch takes 2 to 4
@@ -274,12 +275,10 @@ def _seconds(engine: Handout[Any], trainer: TorchTrainer, parts: Mapping[str, Ex
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Return the seconds of the better of two runs, after one that warms up."""
-    seconds = []
-    for _ in range(3):
+    """Return the seconds of the best of some runs, the first of which warms up; of one where it is long."""
+    seconds: list[float] = []
+    while sum(seconds) < MOMENT / 2 and len(seconds) < RUNS:
         started = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - started)
-        if seconds[-1] > MOMENT:
-            break
     return min(seconds)
