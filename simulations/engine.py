@@ -200,40 +200,49 @@ def in_processes(
 ) -> Choice | None:
     """Return workers, started and measured; None where they would not pay.
 
-    They train one client after another, or a chunk at a time, whichever is faster, and have to save more in
-    the whole run than it takes to start and measure them. Raises SpecError where they cannot import or build
-    the task.
+    They train one client after another, or a chunk at a time, whichever is faster. Raises SpecError where
+    they cannot import or build the task.
+    """
+    spec, workers = population.spec, workers_for(population.spec)
+    chunks = promising(population, trainer, heads, measured) if workers > 1 else ()
+    if spec.client.device != "cpu" or not chunks:
+        return None
+    engine, gains = ready(Processes, population, trainer, states), dict[int, float]()
+    for engine.chunk in chunks:
+        even = spec.cohort.size / (workers * engine.chunk * _turns(spec.cohort.size, engine.chunk, workers))
+        gains[engine.chunk] = gain_of(engine, trainer, heads, measured) * min(1.0, even)
+    engine.chunk = max(gains, key=gains.__getitem__)
+    if (gain := gains[engine.chunk]) > max(measured.gain, 1.0):
+        said = f", chunk {engine.chunk}" if engine.chunk > 1 else ""
+        return Choice(engine, f"{workers} workers{said}, {gain:.1f}x sequential")
+    engine.close()
+    return None
+
+
+def promising(
+    population: Population, trainer: TorchTrainer, heads: Mapping[str, Examples], measured: Measured
+) -> Sequence[int]:
+    """Return the chunks with which workers may save more in the run than it takes to start and measure them.
+
+    At best no worker is slower for the others, and the busiest decides.
     """
     spec, client, workers = population.spec, population.spec.client, workers_for(population.spec)
-    size, rounds = spec.cohort.size, spec.run.rounds
+    size, asked = spec.cohort.size, spec.simulation.chunk
     seen, wholes = (
         sum(client.passes(len(part)) * len(part) for part in parts)
         for parts in (heads.values(), [population.examples(name)[0] for name in heads])
     )
     whole = measured.sequential * (1.0 if trainer.private else wholes / max(seen, 1))  # seconds of a client
-    alone = whole * size * rounds
+    alone = whole * size * spec.run.rounds
     fastest = alone / max(measured.gain, 1.0)
-    chunk = spec.simulation.chunk or min(measured.chunk, ceil(size / workers))
-    promised = {}  # seconds of the run at best, by how many clients are trained at once
-    if whole >= HEAVY:
-        promised[1] = alone * _turns(size, 1, workers) / size
+    at_best = {}
+    if whole >= HEAVY and asked <= 1:
+        at_best[1] = alone * _turns(size, 1, workers) / size
+    chunk = asked or min(measured.chunk, ceil(size / workers))
     if chunk > 1 and measured.gain > 1:
-        promised[chunk] = fastest * chunk * _turns(size, chunk, workers) / size
+        at_best[chunk] = fastest * chunk * _turns(size, chunk, workers) / size
     price = PAYS if forkable(spec) else PAYS_SPAWNED
-    promised = {chunk: seconds for chunk, seconds in promised.items() if fastest - seconds >= price}
-    if client.device != "cpu" or workers < 2 or not promised:
-        return None
-    engine = ready(Processes, population, trainer, states)
-    gains = {}
-    for engine.chunk in promised:
-        even = size / (workers * engine.chunk * _turns(size, engine.chunk, workers))
-        gains[engine.chunk] = gain_of(engine, trainer, heads, measured) * min(1.0, even)
-    engine.chunk = max(gains, key=lambda chunk: gains[chunk])
-    if (gain := gains[engine.chunk]) > max(measured.gain, 1.0):
-        chunks = f", chunk {engine.chunk}" if engine.chunk > 1 else ""
-        return Choice(engine, f"{workers} workers{chunks}, {gain:.1f}x sequential")
-    engine.close()
-    return None
+    return [chunk for chunk, seconds in at_best.items() if fastest - seconds >= price]
 
 
 def _turns(size: int, chunk: int, workers: int) -> int:
@@ -277,7 +286,7 @@ def _seconds(engine: Handout[Any], trainer: TorchTrainer, parts: Mapping[str, Ex
 def timed(work: Callable[[], object]) -> float:
     """Return the seconds of the best of some runs, the first of which warms up; of one where it is long."""
     seconds: list[float] = []
-    while sum(seconds) < MOMENT / 2 and len(seconds) < RUNS:
+    while sum(seconds) < MOMENT and len(seconds) < RUNS:
         started = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - started)

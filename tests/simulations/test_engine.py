@@ -15,7 +15,15 @@ from fedcore.client.trainer import TorchTrainer
 from fedcore.errors import SpecError
 from fedcore.simulations import engine, processes
 from fedcore.simulations.answers import ClientStates
-from fedcore.simulations.engine import Choice, Measured, choose, in_processes, memory_for, shortened
+from fedcore.simulations.engine import (
+    Choice,
+    Measured,
+    choose,
+    in_processes,
+    memory_for,
+    promising,
+    shortened,
+)
 from fedcore.simulations.population import Population
 from fedcore.simulations.processes import Processes
 from fedcore.task import Client, resolve
@@ -103,6 +111,18 @@ def test_workers_are_started_where_they_promise_to_save_more_than_that_takes(
             tried(ragged, measured, *options)
     else:
         assert tried(ragged, measured, *options) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "cohort", "expected"),
+    [(0, 8, [1, 4]), (3, 8, [3]), (1, 8, [1]), (0, 3, [1, 2]), (0, 100, [1, 8])],
+)
+def test_clients_are_tried_one_by_one_and_in_chunks(
+    ragged: fedcore.Task, asked: int, cohort: int, expected: list[int]
+) -> None:
+    parts = of(ragged, f"simulation.chunk={asked}", f"cohort.size={cohort}", "simulation.clients=100")
+    heads = shortened(*parts[:2], parts[0].names[:8], 2)
+    assert promising(*parts[:2], heads, Measured(1.0, 0.9, 8)) == expected
 
 
 def test_forks_cost_next_to_nothing(ragged: fedcore.Task, monkeypatch: pytest.MonkeyPatch) -> None:
