@@ -158,8 +158,8 @@ def measure(
             trainer.train(ref, client, heads[client], {})
 
     row = trainer.layout.shared_size * trainer.layout.dtype.itemsize
-    best, fits = (float("inf"), 0, 1), max(1, memory_for(trainer.device) // (6 * row))
-    problem = obstacle(trainer)
+    fits = population.spec.simulation.chunk or max(1, memory_for(trainer.device) // (6 * row))
+    best, problem = (float("inf"), 0, 1), obstacle(trainer)
     try:
         for chunk in () if problem else dict.fromkeys(min(c, len(heads), fits) for c in chunks):
             names = tuple(heads)[:chunk]
@@ -213,8 +213,9 @@ def in_processes(
         gains[engine.chunk] = gain_of(engine, trainer, heads, measured) * min(1.0, even)
     engine.chunk = max(gains, key=gains.__getitem__)
     if (gain := gains[engine.chunk]) > max(measured.gain, 1.0):
+        why = f"{_unfit('auto', measured.problem)}; " if measured.problem else ""
         said = f", chunk {engine.chunk}" if engine.chunk > 1 else ""
-        return Choice(engine, f"{workers} workers{said}, {gain:.1f}x sequential")
+        return Choice(engine, f"{why}{workers} workers{said}, {gain:.1f}x sequential")
     engine.close()
     return None
 

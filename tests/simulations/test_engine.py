@@ -144,7 +144,7 @@ def test_forks_cost_next_to_nothing(ragged: fedcore.Task, monkeypatch: pytest.Mo
 def test_workers_that_are_measured_to_be_faster_are_chosen_and_written_down(
     ragged: fedcore.Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gains = iter((1.7, 0.9, 3.5, 3.0, 1.5))
+    gains = iter((1.7, 0.9, 1.3, 3.5, 3.0, 1.5))
     monkeypatch.setattr(engine, "gain_of", lambda *_: next(gains))
     choice = tried(ragged, Measured(1.0))
     assert choice and isinstance(choice.engine, Processes)
@@ -152,6 +152,10 @@ def test_workers_that_are_measured_to_be_faster_are_chosen_and_written_down(
     assert choice.chosen == {"engine": "processes", "chunk": 1, "workers": 2}
     choice.engine.close()
     assert tried(ragged, Measured(1.0)) is None, "slower than one after another"
+    choice = tried(ragged, Measured(1.0, problem="no rule for it"))
+    assert choice and isinstance(choice.engine, Processes)
+    assert choice.reason == "not vectorised: no rule for it; 2 workers, 1.3x sequential"
+    choice.engine.close()
     choice = tried(ragged, Measured(1.0, 0.5, 8))
     assert choice and isinstance(choice.engine, Processes)
     assert choice.reason == "2 workers, chunk 4, 3.5x sequential"

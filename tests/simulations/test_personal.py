@@ -189,7 +189,7 @@ def test_a_device_that_restarts_every_round_comes_to_a_simulations_bits(name: st
     ],
 )
 def test_what_runs_client_by_client_says_why(name: str, words: str) -> None:
-    choice = Simulation(Digits(), spec(ALL[name])).choice
+    choice = Simulation(Digits(), spec(ALL[name], simulation={"workers": 1})).choice
     assert (choice.engine.name, choice.reason) == ("sequential", f"not vectorised: {words}")
     with pytest.raises(SpecError, match=f"cannot train this task: {words}"):
         Simulation(Digits(), spec(ALL[name], simulation={"engine": "vectorized"}))
