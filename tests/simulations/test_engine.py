@@ -13,7 +13,7 @@ from torch import nn
 import fedcore
 from fedcore.client.trainer import TorchTrainer
 from fedcore.errors import SpecError
-from fedcore.simulations import engine, processes
+from fedcore.simulations import engine
 from fedcore.simulations.answers import ClientStates
 from fedcore.simulations.engine import (
     Choice,
@@ -70,13 +70,6 @@ def tried(task: fedcore.Task, measured: Measured, *overrides: str) -> Choice | N
 
 class Started(Exception):
     """In place of worker processes."""
-
-
-@pytest.fixture
-def spawning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let workers be new processes, as where torch survives no fork."""
-    for module in (engine, processes):
-        monkeypatch.setattr(module, "forkable", lambda spec: False)
 
 
 @pytest.mark.usefixtures("spawning")

@@ -82,12 +82,6 @@ def test_every_run_has_the_bits_of_the_sequential_engine(
     assert "accuracy" in rows[-1], "or evaluations would go untested"
 
 
-@pytest.fixture
-def spawning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let workers be new processes, as where torch survives no fork."""
-    monkeypatch.setattr("fedcore.simulations.processes.forkable", lambda spec: False)
-
-
 @pytest.mark.usefixtures("spawning")
 @pytest.mark.parametrize("options", [("strategy=scaffold",), ("simulation.chunk=4",)])
 def test_new_processes_have_the_bits_of_forks(
