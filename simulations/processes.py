@@ -16,7 +16,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,13 +23,12 @@ from functools import partial
 from math import ceil
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import NoReturn, Protocol
-
-import torch
+from typing import Protocol
 
 from fedcore.client.training import Trainer
 from fedcore.cores import cores
 from fedcore.errors import RunFailed
+from fedcore.forks import cuda_begun, forked
 from fedcore.layout import Parameters
 from fedcore.messages import Plan
 from fedcore.simulations.answers import Answers, ClientStates, Summed
@@ -52,8 +50,7 @@ def workers_for(spec: RunSpec) -> int:
 def forkable(spec: RunSpec) -> bool:
     """Return whether workers may be forks: CUDA survives none, and OpenMP only with one thread."""
     one = spec.client.threads == 1 and spec.client.device == "cpu"
-    cuda = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-    return sys.platform == "linux" and one and not cuda
+    return sys.platform == "linux" and one and not cuda_begun()
 
 
 class Process(Protocol):
@@ -75,9 +72,7 @@ class Forked:
     def __init__(self, work: Callable[[], None]) -> None:
         """Start it at its work, without this process's terminal, signal handlers and clean-up."""
         self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            _alone(work)
+        self.pid = forked(partial(_alone, work))
 
     def kill(self) -> None:
         """Kill it, if it still runs."""
@@ -91,22 +86,18 @@ class Forked:
         return self.returncode
 
 
-def _alone(work: Callable[[], None]) -> NoReturn:
-    """Do a fork's work, and end it, whatever happens."""
-    try:
-        gc.freeze()  # what is garbage is not ours to finalise, and a collection would copy what is shared
-        os.setsid()
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(2, 1)  # what the task prints is no result
-        sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # a thread may hold the lock
-        for name in ("root", "fedcore"):
-            logging.getLogger(name).handlers.clear()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        work()
-    except BaseException:
-        traceback.print_exc()
-    os._exit(1)
+def _alone(work: Callable[[], None]) -> None:
+    """Do a fork's work, apart from what the process that it is of has at hand."""
+    gc.freeze()  # what is garbage is not ours to finalise, and a collection would copy what is shared
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what the task prints is no result
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # a thread may hold the lock
+    for name in ("root", "fedcore"):
+        logging.getLogger(name).handlers.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    work()
 
 
 class Child:

@@ -30,6 +30,7 @@ from fedcore.flower import arrays
 from fedcore.flower.app import App
 from fedcore.flower.hosting import answer, load
 from fedcore.flower.letters import Letter
+from fedcore.forks import cuda_begun, forked
 
 FORK, BURY = b"f", b"b"  # what a zygote is told: fork for the socket that comes along; say how a child ended
 PID = Struct("<q")
@@ -134,22 +135,19 @@ def zygote(control: socket.socket, setup: Setup) -> None:
 def forkable() -> bool:
     """Return whether this process has one thread, as Linux counts them, and has not begun to use CUDA."""
     tasks = Path("/proc/self/task")
-    torch = sys.modules.get("torch")
-    return tasks.is_dir() and len(list(tasks.iterdir())) == 1 and not (torch and torch.cuda.is_initialized())
+    return tasks.is_dir() and len(list(tasks.iterdir())) == 1 and not cuda_begun()
 
 
 def _fork(control: socket.socket, end: socket.socket, app: ClientApp, setup: Setup) -> int:
     """Return the id of a new process that works at one end, which is closed here."""
-    if pid := os.fork():
-        end.close()
-        return pid
-    try:
+
+    def work() -> None:
         control.close()
         worker(end, app, setup)
-    except BaseException:  # whatever it is, it must not go on as a second zygote
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+
+    pid = forked(work)
+    end.close()
+    return pid
 
 
 def worker(end: socket.socket, app: ClientApp, setup: Setup) -> None:
