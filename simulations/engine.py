@@ -132,6 +132,11 @@ class Measured:
         return self.sequential / self.vectorized
 
 
+def first_round(population: Population) -> Ref:
+    """Return the work that measurements pretend to."""
+    return Ref(population.spec.run.name, 1, 0, "train")
+
+
 def shortened(
     population: Population, trainer: TorchTrainer, clients: Sequence[str], batches: int
 ) -> Mapping[str, Examples]:
@@ -151,7 +156,7 @@ def measure(
     counts: Sequence[int],
 ) -> Measured:
     """Train some clients on their first batches in both engines; nothing of it is kept."""
-    ref, few = Ref(population.spec.run.name, 1, 0, "train"), list(heads)[:8]
+    ref, few = first_round(population), list(heads)[:8]
 
     def one_by_one() -> None:
         for client in few:
@@ -264,7 +269,7 @@ def gain_of(
         return len(some) * measured.sequential / _seconds(engine, trainer, some)
     batches = max(BATCHES, int(BATCHES * MOMENT / 2 / measured.sequential))
     each = shortened(engine.population, trainer, list(heads)[: engine.workers], batches)
-    ref, longest = Ref(engine.population.spec.run.name, 1, 0, "train"), max(each, key=lambda n: len(each[n]))
+    ref, longest = first_round(engine.population), max(each, key=lambda name: len(each[name]))
     share = sum(len(part) for part in each.values()) / max(len(each[longest]), 1)
     seconds = _seconds(engine, trainer, each)
     return share * timed(lambda: trainer.train(ref, longest, each[longest], {})) / seconds
@@ -272,14 +277,16 @@ def gain_of(
 
 def _seconds(engine: Handout[Any], trainer: TorchTrainer, parts: Mapping[str, Examples]) -> float:
     """Return how long workers take for some clients with these examples."""
-    population, ref = engine.population, Ref(engine.population.spec.run.name, 1, 0, "train")
-    size = len(population.names)
-    plan = train_plan(trainer.strategy, population.spec, trainer.layout, ref, tuple(parts), size)
+    population, size = engine.population, len(engine.population.names)
+    plan = train_plan(
+        trainer.strategy, population.spec, trainer.layout, first_round(population), tuple(parts), size
+    )
+    parameters = trainer.parameters()
     if any(len(part) < population.size(name) for name, part in parts.items()):  # to send them takes its time
         population.poison = lambda name, _: parts[name]
     try:
-        list(engine.answer(plan, trainer.parameters()))  # the first time is not like the others
-        return timed(lambda: list(engine.answer(plan, trainer.parameters())))
+        list(engine.answer(plan, parameters))  # the first time is not like the others
+        return timed(lambda: list(engine.answer(plan, parameters)))
     finally:
         population.poison = None
 

@@ -127,7 +127,8 @@ def _raw_digits() -> tuple[NDArray[Any], NDArray[Any]]:
     package = find_spec("sklearn")
     file = Path((package and package.origin) or "").parent / "datasets" / "data" / "digits.csv.gz"
     if not file.exists():
-        return _sklearn_datasets().load_digits(return_X_y=True)  # type: ignore[no-any-return]
+        pixels, labels = _sklearn_datasets().load_digits(return_X_y=True)
+        return pixels, labels
     table = np.loadtxt(file, delimiter=",")
     return table[:, :-1], table[:, -1]
 
