@@ -15,7 +15,7 @@ from fedcore.client.examples import Batch, Examples
 from fedcore.client.losses import precision
 from fedcore.client.module import Resident
 from fedcore.client.training import Kept
-from fedcore.errors import TaskError
+from fedcore.errors import SpecError, TaskError
 from fedcore.layout import Layout, Parameters, Vector
 from fedcore.messages import Ref, Update
 from fedcore.metrics import EXAMPLE_BOUND, MAX_METRICS, means
@@ -34,9 +34,18 @@ TOGETHER = 128  # examples that are evaluated at once; of 1,024, a CNN for MNIST
 
 
 def device_of(spec: ClientSpec) -> str:
-    """Return the torch device that a spec asks for; `auto` is CUDA where there is one."""
+    """Return the torch device that a spec asks for; `auto` is CUDA where there is one.
+
+    Raises SpecError for a GPU that is not there.
+    """
+    gpus = torch.cuda.device_count()
     if spec.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if gpus else "cpu"
+    if spec.device != "cpu" and (torch.device(spec.device).index or 0) >= gpus:
+        raise SpecError(
+            f"client.device = {spec.device!r}, but torch {torch.__version__} finds {gpus or 'no'} CUDA GPUs "
+            "here; set it to 'auto' or 'cpu', or install a torch that is built for CUDA"
+        )
     return spec.device
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedcore.client.examples import Examples, examples_from
-from fedcore.client.trainer import TorchTrainer, clipped
-from fedcore.errors import TaskError, UpdateRefused
+from fedcore.client.trainer import TorchTrainer, clipped, device_of
+from fedcore.errors import SpecError, TaskError, UpdateRefused
 from fedcore.layout import Parameters
 from fedcore.messages import Ref, Update
 from fedcore.metrics import EXAMPLE_BOUND, means, names
@@ -361,3 +361,28 @@ def test_too_many_metrics_are_refused() -> None:
 
     with pytest.raises(TaskError, match="Curious has 33 metrics; at most 32 are taken"):
         TorchTrainer(Curious(), spec())
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"),
+    [
+        ("cpu", 0, "cpu"),
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda"),
+        ("cuda", 1, "cuda"),
+        ("cuda:1", 2, "cuda:1"),
+    ],
+)
+def test_the_device_is_what_the_spec_asks_for(
+    device: str, gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert device_of(RunSpec().with_(f"client.device={device}").client) == expected
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_gpu_that_is_not_there_is_said(device: str, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    found = f"'{device}', but torch .* finds {gpus or 'no'} CUDA GPUs here; set it to 'auto' or 'cpu'"
+    with pytest.raises(SpecError, match=found):
+        device_of(RunSpec().with_(f"client.device={device}").client)
