@@ -7,8 +7,6 @@ from functools import partial
 from math import ceil
 from typing import Any
 
-import torch
-
 from fedcore.client.examples import Examples, PairExamples
 from fedcore.client.trainer import TorchTrainer
 from fedcore.client.training import Trainer
@@ -17,6 +15,7 @@ from fedcore.errors import SpecError
 from fedcore.messages import Ref
 from fedcore.simulations.answers import ClientStates, Engine
 from fedcore.simulations.handout import Handout
+from fedcore.simulations.memory import memory_for
 from fedcore.simulations.population import Population
 from fedcore.simulations.processes import Processes, forkable, workers_for
 from fedcore.simulations.sequential import Sequential
@@ -26,7 +25,6 @@ from fedcore.strategies.rounds import train_plan
 
 CHUNKS = (8, 32, 128, 512)  # clients; far apart, since the speed is flat around the best
 MOMENT = 0.3  # seconds that one measurement may take before no larger chunk is tried
-MEMORY = 1 << 28  # bytes for a chunk's parameters, gradients and optimiser state in main memory
 RUNS = 6  # of a quick measurement, since other work on the machine disturbs some
 BATCHES = 2  # of each client, to begin with
 PAYS = 0.5  # seconds that workers must promise to save before any is started: to measure them takes some
@@ -182,18 +180,6 @@ def measure(
     if sequential * len(few) < MOMENT:  # of quick clients more, which differ
         sequential = timed(one_by_one) / len(few)
     return Measured(sequential, problem=problem) if problem else Measured(sequential, *best)
-
-
-def memory_for(device: str) -> int:
-    """Return how many bytes a chunk's parameters, gradients and optimiser state may take.
-
-    On a GPU a quarter of what is free, since activations take more than they; in main memory little, which
-    other work on a laptop needs, too.
-    """
-    if device == "cpu":
-        return MEMORY
-    free, _ = torch.cuda.mem_get_info(device)
-    return free // 4
 
 
 def in_processes(

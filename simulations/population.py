@@ -1,24 +1,25 @@
 """The clients of a simulation: stable names, and their examples made when asked for."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Subset
 
-from fedcore.client.examples import Examples, examples_from
+from fedcore.client.examples import Examples, PairExamples, examples_from
 from fedcore.client.training import uses_torch
 from fedcore.data import PARTITIONS, ArrayDataset, Split
 from fedcore.errors import DataError, SpecError
 from fedcore.plugins import build
 from fedcore.privacy.levels import ClientLevel
 from fedcore.seeds import generator
+from fedcore.simulations.memory import Cache, Room, memory_for
 from fedcore.spec import RunSpec
 from fedcore.task import Client, Task, client_name
 
-CACHED_CLIENTS = 4096
+OBJECTS = 1 << 10  # bytes of what holds two tensors
+DATASET = 1 << 15  # bytes that are taken for a client's data set, which may hold anything
 
 
 def check_population(spec: RunSpec) -> None:
@@ -47,7 +48,8 @@ class Population:
         self.index = {name: i for i, name in enumerate(self.names)}
         self.dataset = _as_dataset(task.dataset())
         self.parts = None if self.dataset is None else self._cut(self.dataset)
-        self.examples = lru_cache(maxsize=CACHED_CLIENTS)(self._examples)
+        self.room = Room(memory_for(self.device))
+        self.examples = Cache(self._examples, lambda parts: sum(map(_nbytes, parts)), self.room)
         self.sizes: dict[str, int] = {}
         self.poison: Callable[[str, Examples], Examples] | None = None  # in the rounds of an attack on data
 
@@ -89,9 +91,14 @@ class Population:
         return self.poison(name, examples) if self.poison else examples
 
     def _examples(self, name: str) -> tuple[Examples, Examples]:
-        """Return a client's training and test examples on the device; the most recent clients are kept."""
+        """Return a client's training and test examples on the device."""
         split = self.split(name)
         return examples_from(split.train, self.device), examples_from(split.test, self.device)
+
+
+def _nbytes(examples: Examples) -> int:
+    """Return about how much memory examples take."""
+    return OBJECTS + examples.x.nbytes + examples.y.nbytes if isinstance(examples, PairExamples) else DATASET
 
 
 def _divided(order: NDArray[np.int64], tested: int) -> Split[NDArray[np.int64]]:

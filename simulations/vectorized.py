@@ -36,7 +36,8 @@ from fedcore.seeds import generator, integer
 from fedcore.simulations.answers import Answers, ClientStates
 from fedcore.simulations.batchable import Batchable, unbatchable
 from fedcore.simulations.borrowed import threads
-from fedcore.simulations.population import CACHED_CLIENTS, Population
+from fedcore.simulations.memory import Cache, Room
+from fedcore.simulations.population import Population
 from fedcore.simulations.sequential import Sequential
 from fedcore.simulations.steppers import stepper_for
 from fedcore.strategies.terms import Rows
@@ -74,6 +75,11 @@ class Stack:
     def taken(self, order: Sequence[int]) -> "Stack":
         """Return the clients in another order."""
         return Stack(self.x[order], self.y[order], self.counts[order])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the examples."""
+        return self.x.nbytes + self.y.nbytes
 
     @cached_property
     def mask(self) -> Tensor:
@@ -144,7 +150,12 @@ class Vectorized:
         self.drawn = np.argsort([order[name] for name in self.names]).tolist()  # in the order of the module
         self.shapes = [p.shape for _, p in trained]
         self.local = [trainer.model.fresh[name].reshape(-1) for name, _ in trained if kinds[name] != "shared"]
-        self.stacks: dict[tuple[str, ...], Stack] = {}
+        run = population.spec
+        recurring = (
+            run.cohort.size >= run.simulation.clients
+        )  # or cohorts are drawn, and no chunk comes again
+        room = population.room if recurring else Room(0)
+        self.stacks = Cache(self._stack, lambda stack: stack.nbytes, room)
 
     def answer(self, plan: Plan, parameters: Parameters) -> Iterator[Answers]:
         """Yield the answers of a chunk at a time, the largest clients first.
@@ -241,8 +252,7 @@ class Vectorized:
             weights = [view[:active].detach().requires_grad_() for view in views]
             self.model.fewest = int(mask[-1].sum()) if self.model.masks else 2
             each = self.losses(weights, remembered, x, y, mask)
-            mean = each * (mask / mask.sum(1, keepdim=True))
-            yield torch.autograd.grad(mean.sum(), weights)
+            yield torch.autograd.grad(each, weights, mask / mask.sum(1, keepdim=True))  # of each one's mean
             past.steps[:active] += 1
             past.losses[:active] += (each.detach() * mask).sum(1)
         past.seen += [self.spec.passes(n) * n for n in stack.counts.tolist()]
@@ -333,14 +343,11 @@ class Vectorized:
         return x, y, mask.to(self.trainer.shared.dtype)
 
     def stack(self, clients: tuple[str, ...]) -> Stack:
-        """Return a chunk's examples; the chunks of the last rounds are kept, up to the population's size."""
-        if self.population.poison:
-            return Stack.of([self.population.training(client) for client in clients])
-        if clients not in self.stacks:
-            if len(self.stacks) * self.chunk >= min(len(self.population.names), CACHED_CLIENTS):
-                self.stacks.clear()
-            self.stacks[clients] = Stack.of([self.population.examples(client)[0] for client in clients])
-        return self.stacks[clients]
+        """Return a chunk's examples."""
+        return self._stack(clients) if self.population.poison else self.stacks(clients)
+
+    def _stack(self, clients: tuple[str, ...]) -> Stack:
+        return Stack.of([self.population.training(client) for client in clients])
 
 
 def orders(rngs: list[np.random.Generator], counts: list[int], longest: int) -> Tensor:

@@ -20,7 +20,6 @@ from fedcore.simulations.engine import (
     Measured,
     choose,
     in_processes,
-    memory_for,
     promising,
     shortened,
 )
@@ -201,13 +200,6 @@ def test_dp_sgd_is_measured_on_whole_clients(ragged: fedcore.Task) -> None:
     assert [len(head) for head in shortened(population, trainer, population.names, 2).values()] == [
         *range(40, 48)
     ]
-
-
-def test_chunks_on_a_gpu_are_sized_from_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = {"cuda:1": (40 << 30, 80 << 30)}
-    monkeypatch.setattr("torch.cuda.mem_get_info", free.__getitem__)
-    assert memory_for("cuda:1") == 10 << 30
-    assert memory_for("cpu") == engine.MEMORY
 
 
 def test_a_task_with_a_trainer_of_its_own_is_not_vectorised() -> None:

@@ -96,6 +96,20 @@ def test_every_family_of_models_agrees(model: str, shuffle: str) -> None:
     assert distance(expected, got) <= (1e-10 if model == "float64" else 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("cohort", "room", "kept"), [(14, 1 << 20, 4), (14, 500, 1), (14, 0, 0), (13, 1 << 20, 0)]
+)
+def test_chunks_that_come_again_are_kept_while_there_is_room(cohort: int, room: int, kept: int) -> None:
+    options = spec(f"cohort.size={cohort}", "simulation.engine=vectorized", "simulation.chunk=4")
+    expected = fedcore.simulate(Ragged(), options).parameters.shared
+    simulation = Simulation(Ragged(), options)
+    simulation.population.room.left = room
+    rows = list(simulation.rounds(lambda _: None))
+    assert isinstance(simulation.engine, Vectorized) and len(rows) == 3
+    assert len(simulation.engine.stacks.values) == kept
+    np.testing.assert_array_equal(simulation.state.parameters.shared, expected)
+
+
 @pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("model", ["perceptron", "float64", "convolution"])
 @pytest.mark.parametrize(
