@@ -151,10 +151,8 @@ class Vectorized:
         self.shapes = [p.shape for _, p in trained]
         self.local = [trainer.model.fresh[name].reshape(-1) for name, _ in trained if kinds[name] != "shared"]
         run = population.spec
-        recurring = (
-            run.cohort.size >= run.simulation.clients
-        )  # or cohorts are drawn, and no chunk comes again
-        room = population.room if recurring else Room(0)
+        drawn = run.cohort.size < run.simulation.clients  # anew in every round, so that no chunk comes again
+        room = Room(0) if drawn else population.room
         self.stacks = Cache(self._stack, lambda stack: stack.nbytes, room)
 
     def answer(self, plan: Plan, parameters: Parameters) -> Iterator[Answers]:
