@@ -7,8 +7,11 @@ the noise of a deployment come from the operating system instead, never from her
 """
 
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 
 Path = str | int
 
@@ -22,9 +25,21 @@ def digest(*path: Path) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
+class _Key(ISeedSequence):
+    """A key as it is; with `Philox(key=...)` NumPy also draws entropy, which takes as long for nothing."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> NDArray[Any]:
+        """Return the key as two words, all that Philox asks for."""
+        return np.frombuffer(self.key.to_bytes(8 * n_words, "little"), "<u8").astype(dtype)
+
+
 def generator(*path: Path) -> np.random.Generator:
     """Return the NumPy generator of a stream (Philox4x64-10, Salmon et al. 2011)."""
-    return np.random.Generator(np.random.Philox(key=digest(*path)))
+    key: Any = _Key(digest(*path))  # NumPy's stubs know no seed of one's own
+    return np.random.Generator(np.random.Philox(key))
 
 
 def integer(*path: Path) -> int:

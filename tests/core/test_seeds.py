@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,12 @@ def test_golden_values() -> None:
     assert integer(7, "dropout", 3, "client-000017") == 1363651709991630281
     order = generator(1, "batches", 2, "client-000003").permutation(10)
     assert order.tolist() == [5, 8, 1, 0, 3, 9, 2, 4, 6, 7]
+
+
+@given(path=paths)
+def test_a_stream_is_philox_under_the_digest(path: tuple[Path, ...]) -> None:
+    expected = np.random.Generator(np.random.Philox(key=digest(*path)))
+    np.testing.assert_array_equal(generator(*path).random(9), expected.random(9))
 
 
 def test_another_process_with_another_hash_seed_agrees() -> None:
