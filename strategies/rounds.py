@@ -248,8 +248,9 @@ def receive_rows(round: Round, clients: Sequence[str], rows: Rows) -> None:
         round.sums.add_rows(rows)
         if round.plan.sees:
             round.rows.add(clients, rows)
+        folded = Verdict("folded")
         for client in clients:
-            round.settle(client, Verdict("folded"))
+            round.settle(client, folded)
     else:
         for client, update in zip(clients, rows.updates(), strict=True):
             receive(round, client, update)
