@@ -20,6 +20,7 @@ from typing import Any
 import tomli_w
 
 from fedcore.errors import RunFailed
+from fedcore.interrupts import terminable
 
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 15.0
@@ -130,8 +131,9 @@ def federation(folder: Path) -> Iterator[Loopback]:
     """Start authority and coordinator in an empty folder; stop everything at the end."""
     loopback = Loopback(folder)
     try:
-        loopback.start_coordinator()
-        yield loopback
+        with terminable():
+            loopback.start_coordinator()
+            yield loopback
     finally:
         for process in loopback.processes.values():
             process.send_signal(signal.SIGTERM)

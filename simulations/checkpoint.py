@@ -12,16 +12,14 @@ are later than it are cut off. So a process may die at any moment. Loss of power
 
 import json
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from fedcore.errors import ConfigError
+from fedcore.interrupts import uninterrupted
 from fedcore.layout import Vector
 from fedcore.simulations.answers import ClientStates
 from fedcore.simulations.at_work import AtWork
@@ -111,22 +109,3 @@ class Journal:
 
     def _state(self, number: int) -> Path:
         return self.folder / STATE / f"round-{number}.safetensors"
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Put off Ctrl-C and SIGTERM until the block has ended; they only ever reach the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for late in came[:1]:
-            signal.raise_signal(late)

@@ -1,7 +1,6 @@
 """`fedcore simulate` and `fedcore new`."""
 
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fedcore.errors import MissingExtra, RunFailed, SpecError
+from fedcore.interrupts import terminable
 
 if TYPE_CHECKING:
     from fedcore.simulations.result import Result
@@ -168,15 +168,13 @@ def asked_rounds(overrides: Sequence[str]) -> int:
 @contextmanager
 def cut_short(folder: Path) -> Iterator[None]:
     """End at SIGTERM as at Ctrl-C, and say what is kept of a run that ends early."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with terminable():
+            yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; {kept(folder)}") from None
     except RunFailed as error:
         raise RunFailed(f"{error}; {kept(folder)}") from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def run_grid(

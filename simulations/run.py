@@ -13,6 +13,7 @@ from fedcore.client.trainer import device_of
 from fedcore.client.training import Kept, trainer_for
 from fedcore.encoding import within
 from fedcore.errors import ConfigError, DataError, RunFailed
+from fedcore.interrupts import uninterrupted
 from fedcore.layout import Parameters, Vector
 from fedcore.messages import Plan, Ref, Work
 from fedcore.plugins import Parts
@@ -24,7 +25,7 @@ from fedcore.simulations.answers import Answers, ClientStates, Summed
 from fedcore.simulations.attacks import ATTACKS
 from fedcore.simulations.borrowed import random_state, threads
 from fedcore.simulations.buffered import Step, Workers
-from fedcore.simulations.checkpoint import Journal, Row, Snapshot, uninterrupted
+from fedcore.simulations.checkpoint import Journal, Row, Snapshot
 from fedcore.simulations.engine import choose
 from fedcore.simulations.handout import Handout
 from fedcore.simulations.population import Population, check_population

@@ -7,8 +7,6 @@ Both come down to `serve`.
 """
 
 import gc
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +27,7 @@ from fedcore.flower.grid import Carrier, End, Fleet, Tally
 from fedcore.flower.guards import FINITE, Limits
 from fedcore.flower.hosting import reseed
 from fedcore.flower.letters import node_id
+from fedcore.interrupts import BOTH, handled
 
 if TYPE_CHECKING:
     from fedcore.flower.mail import Mail
@@ -158,15 +157,8 @@ def interruptible(fleet: Fleet) -> Iterator[None]:
         fleet.stop()
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled(interrupt, *BOTH):
         yield
-        return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def draw_from(seed: int | None) -> None:

@@ -429,18 +429,3 @@ def test_a_new_run_in_an_old_folder_owes_it_nothing(tmp_path: Path) -> None:
     interrupt(Blobs(), spec("scaffold"), tmp_path, 5)
     interrupt(Blobs(), spec("scaffold", seed=3), tmp_path, 3)
     assert content(resume(tmp_path, Blobs())) == content(simulate(Blobs(), spec("scaffold", seed=3)))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_for_the_end_of_a_write(number: signal.Signals) -> None:
-    heard: list[str] = []
-    before = signal.signal(number, lambda *_: heard.append("signal"))
-    try:
-        with checkpoint.uninterrupted():
-            signal.raise_signal(number)
-            heard.append("written")
-        assert heard == ["written", "signal"]
-        signal.raise_signal(number)
-        assert heard == ["written", "signal", "signal"]
-    finally:
-        signal.signal(number, before)
