@@ -38,10 +38,12 @@ def device_of(spec: ClientSpec) -> str:
 
     Raises SpecError for a GPU that is not there.
     """
+    if spec.device == "cpu":  # and nothing of CUDA is touched, which worker processes are not to inherit
+        return "cpu"
     gpus = torch.cuda.device_count()
     if spec.device == "auto":
         return "cuda" if gpus else "cpu"
-    if spec.device != "cpu" and (torch.device(spec.device).index or 0) >= gpus:
+    if (torch.device(spec.device).index or 0) >= gpus:
         raise SpecError(
             f"client.device = {spec.device!r}, but torch {torch.__version__} finds {gpus or 'no'} CUDA GPUs "
             "here; set it to 'auto' or 'cpu', or install a torch that is built for CUDA"

@@ -97,19 +97,13 @@ def add_encoded(
     scales = (factors * np.float64(2.0) ** shift)[:, None]
     for columns in passing(total, rows, length=BLOCK):
         for some in blocks(len(rows), max(1, BLOCK // (columns.stop - columns.start))):
-            block, scale = rows[some, columns], scales[some]
-            scaled = block.astype(np.float64)
-            scaled *= scale  # not while converting, which takes twice as long
+            scaled = rows[some, columns].astype(np.float64)
+            scaled *= scales[some]  # not while converting, which takes twice as long
             np.rint(scaled, out=scaled)
-            if len(block) > 1 and len(block) * (_largest(block) * np.abs(scale).max() + 1) < 2.0**53:
+            if len(scaled) > 1 and within(scaled.reshape(-1), 2.0**53 / len(scaled)):
                 scaled = scaled.sum(axis=0, keepdims=True)
             integers = scaled.astype(np.int64)
             total[columns] += integers[0] if len(integers) == 1 else integers.sum(axis=0)
-
-
-def _largest(values: NDArray[np.floating[Any]]) -> np.float64:
-    """Return the largest absolute value."""
-    return np.float64(max(values.max(), -values.min()))
 
 
 def add_rotated(

@@ -29,6 +29,7 @@ from fedcore.client.training import Trainer
 from fedcore.cores import cores
 from fedcore.errors import RunFailed
 from fedcore.forks import cuda_begun, forked
+from fedcore.interrupts import BOTH
 from fedcore.layout import Parameters
 from fedcore.messages import Plan
 from fedcore.simulations.answers import Answers, ClientStates, Summed
@@ -95,7 +96,7 @@ def _alone(work: Callable[[], None]) -> None:
     sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # a thread may hold the lock
     for name in ("root", "fedcore"):
         logging.getLogger(name).handlers.clear()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in BOTH:
         signal.signal(number, signal.SIG_DFL)
     work()
 

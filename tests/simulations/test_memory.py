@@ -24,9 +24,8 @@ def test_values_are_kept_while_there_is_room(keys: list[int], room: int) -> None
     assert kept <= room and cache.room.left == room - kept
     assert all(made[key] == 1 for key in cache.values)
     refused = set(keys) - cache.values.keys()
-    assert all(key > cache.room.left for key in refused) and all(
-        made[key] == keys.count(key) for key in refused
-    )
+    assert all(key > cache.room.left for key in refused)
+    assert all(made[key] == keys.count(key) for key in refused)
     cache.clear()
     assert cache.room.left == room and not cache.values
 
